@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt $(wildcard moeprof/native/*.cpp moeprof/native/*.hpp)
+CXX_FILES := $(wildcard moeprof/native/*.cpp moeprof/native/*.hpp)
+# A known CPU build; an unpinned torch would bring gigabytes on machines without a GPU.
+TORCH := torch==2.13.0
+
+.PHONY: setup demo test test-all lint format clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "error: moeprof needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "\nhint: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) || { echo "hint: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/moeprof demo
+
+test: lint
+	$(BIN)/pytest -n auto -m "not all"
+
+test-all: lint
+	$(BIN)/pytest -n auto
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf $(VENV) build demo

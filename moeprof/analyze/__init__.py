@@ -1,0 +1,1 @@
+"""Pure functions over counts: coverage, hot sets, overlap."""

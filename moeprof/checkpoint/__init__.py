@@ -1,0 +1,1 @@
+"""What a model's files say, without loading its weights."""

@@ -1,0 +1,1 @@
+"""The placement format: which expert lives in which tier."""

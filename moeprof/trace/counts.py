@@ -1,0 +1,67 @@
+"""Assignments per cell as dense arrays: what analysis and planning compute on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from moeprof.model_shape import ModelShape
+from moeprof.trace.schema import PHASES
+
+
+@dataclass(frozen=True, slots=True)
+class CellCounts:
+    """Assignments of every cell, apart for each document group and phase.
+
+    Attributes:
+        shape: the model's numbers.
+        domains: names, in the order of the trace.
+        group_domain: [G] int64, index into `domains` of each document group.
+        counts: [G, 2, L, E] int64, assignments; the second axis is `PHASES`.
+    """
+
+    shape: ModelShape
+    domains: tuple[str, ...]
+    group_domain: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def select(self, domain: str | None = None, phase: str | None = None) -> NDArray[np.int64]:
+        """Counts of the groups of one domain (None: all) in one phase (None: both summed).
+
+        Returns:
+            [num_groups, num_moe_layers, num_experts] int64; groups without an assignment in the
+            selection are left out, so the first axis may be empty.
+
+        Raises:
+            ValueError: the trace has no such domain or phase.
+        """
+        counts = self.counts
+        if domain is not None:
+            if domain not in self.domains:
+                raise ValueError(f"domain {domain!r}, expected one of {', '.join(self.domains)}")
+            counts = counts[self.group_domain == self.domains.index(domain)]
+        if phase is None:
+            selected = counts.sum(axis=1)
+        elif phase in PHASES:
+            selected = counts[:, PHASES.index(phase)]
+        else:
+            raise ValueError(f"phase {phase!r}, expected one of {', '.join(PHASES)}")
+        kept: NDArray[np.int64] = selected[selected.sum(axis=(1, 2)) > 0]
+        return kept
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per non-empty (domain, document_group, phase, layer, expert)."""
+        group, phase, layer, expert = np.nonzero(self.counts)
+        first_group = np.searchsorted(self.group_domain, np.arange(len(self.domains)))
+        domain = self.group_domain[group]
+        return pd.DataFrame(
+            {
+                "domain": pd.Categorical.from_codes(domain, categories=list(self.domains)),
+                "document_group": (group - first_group[domain]).astype(np.uint16),
+                "phase": pd.Categorical.from_codes(phase, categories=list(PHASES)),
+                "layer": np.asarray(self.shape.moe_layers, np.uint16)[layer],
+                "expert": expert.astype(np.uint16),
+                "assignments": self.counts[group, phase, layer, expert],
+            }
+        )

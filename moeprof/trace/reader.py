@@ -1,0 +1,341 @@
+"""Reading a trace: everything is checked at the border, then trusted."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from moeprof.errors import TraceError
+from moeprof.model_shape import ModelShape
+from moeprof.trace import schema
+from moeprof.trace.counts import CellCounts
+from moeprof.trace.tally import PARTS_KEY, Tally
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRouting:
+    """What one layer routed, one entry per token, in document order.
+
+    Attributes:
+        sequence: [T] uint32.
+        position: [T] uint32.
+        token_id: [T] uint32.
+        phase: [T] uint8, index into `PHASES`.
+        experts: [T, K] uint16 in rank order, `NO_EXPERT` where a slot is empty.
+        weights: [T, K] float16, or None when the trace has none.
+    """
+
+    sequence: NDArray[np.uint32]
+    position: NDArray[np.uint32]
+    token_id: NDArray[np.uint32]
+    phase: NDArray[np.uint8]
+    experts: NDArray[np.uint16]
+    weights: NDArray[np.float16] | None
+
+
+class Trace:
+    """A trace on disk; `open_trace` makes one.
+
+    Attributes:
+        path: the trace directory.
+        metadata: what `trace.json` holds.
+    """
+
+    def __init__(self, path: Path, metadata: schema.TraceMetadata) -> None:
+        self.path = path
+        self.metadata = metadata
+
+    def __repr__(self) -> str:
+        tokens = sum(sum(domain.tokens) for domain in self.metadata.domains)
+        return f"<Trace {self.name}: {tokens} tokens, domains {', '.join(self.domains)}>"
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.resolve().name
+
+    @property
+    def shape(self) -> ModelShape:
+        """The traced model's numbers."""
+        return self.metadata.shape
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in the order in which they were traced."""
+        return tuple(domain.name for domain in self.metadata.domains)
+
+    @property
+    def digest(self) -> str:
+        """Hash that identifies the trace's rows."""
+        return schema.parts_digest(self.metadata.parts)
+
+    def documents(self) -> pd.DataFrame:
+        """One row per document: sequence, domain, name, document_group, *_tokens by phase."""
+        entries = []
+        for part in self.metadata.parts:
+            footer = self._open(part).schema_arrow.metadata or {}
+            for entry in json.loads(footer.get(schema.DOCUMENTS_KEY, b"[]")):
+                entries.append({**entry, "domain": _domain_of(part)})
+        columns = ["sequence", "domain", "name", "document_group"]
+        tokens = ["prefill_tokens", "decode_tokens"]
+        frame = pd.DataFrame(entries, columns=[*columns, *tokens])
+        return frame.groupby(columns, as_index=False, sort=False)[tokens].sum()
+
+    def counts(self) -> pd.DataFrame:
+        """Assignments and weight mass per (domain, document_group, phase, layer, expert)."""
+        stored = self._stored_counts()
+        return self.tally().to_frame() if stored is None else stored
+
+    def cell_counts(self) -> CellCounts:
+        """Assignments of every cell as dense arrays, apart for each document group and phase."""
+        frame = self.counts()
+        shape = self.shape
+        row_of_layer = np.zeros(max(shape.moe_layers) + 1, np.int64)
+        row_of_layer[list(shape.moe_layers)] = np.arange(shape.num_moe_layers)
+        domain = pd.Categorical(frame["domain"], categories=list(self.domains)).codes
+        size = schema.NUM_DOCUMENT_GROUPS
+        group = domain.astype(np.int64) * size + frame["document_group"].to_numpy(np.int64)
+        kept, index = np.unique(group, return_inverse=True)
+        counts = np.zeros((len(kept), 2, shape.num_moe_layers, shape.num_experts), np.int64)
+        phase = pd.Categorical(frame["phase"], categories=list(schema.PHASES)).codes
+        row = row_of_layer[frame["layer"].to_numpy(np.int64)]
+        counts[index, phase, row, frame["expert"].to_numpy(np.int64)] = frame["assignments"]
+        return CellCounts(shape, self.domains, kept // size, counts)
+
+    def routing(self, layer: int, domain: str | None = None) -> LayerRouting:
+        """What `layer` routed in one domain (None: all), read without the other layers.
+
+        Raises:
+            ValueError: the model has no such MoE layer, or the trace no such domain.
+        """
+        if layer not in self.shape.moe_layers:
+            raise ValueError(f"layer {layer}, expected one of {self.shape.moe_layers}")
+        table = self._table(domain, [layer])
+        return _layer_routing(table, self.shape.top_k)
+
+    def rows(
+        self,
+        domain: str | None = None,
+        phase: str | None = None,
+        layers: Sequence[int] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """The trace's rows as a data frame, with the domain as a further column.
+
+        Args:
+            domain: one domain; None for all.
+            phase: `prefill` or `decode`; None for both.
+            layers: checkpoint layer indices; None for all.
+            columns: which columns of the format; None for all.
+
+        Raises:
+            ValueError: the trace has no such domain, phase or layer.
+        """
+        if phase is not None and phase not in schema.PHASES:
+            raise ValueError(f"phase {phase!r}, expected one of {', '.join(schema.PHASES)}")
+        table = self._table(domain, layers)
+        if phase is not None:
+            table = table.filter(pa.compute.equal(table["phase"].cast(pa.string()), phase))
+        if columns is not None:
+            table = table.select([*columns, "domain"])
+        return table.to_pandas()
+
+    def tally(self) -> Tally:
+        """Count every row anew.
+
+        Raises:
+            TraceError: an id is out of range or stands twice in a row.
+        """
+        tally = Tally(self.metadata)
+        documents = self.documents().set_index("sequence")["document_group"]
+        group_of = np.zeros(int(documents.index.max()) + 1 if len(documents) else 1, np.uint32)
+        group_of[documents.index] = documents.to_numpy()
+        for part, row, routing in self._layers_of_parts():
+            keys = group_of[routing.sequence] * 2 + routing.phase
+            try:
+                tally.add_layer(_domain_of(part), row, keys, routing.experts, routing.weights)
+            except ValueError as error:
+                layer = self.shape.moe_layers[row]
+                raise TraceError(f"{self.path / part.path}: layer {layer}: {error}") from error
+        return tally
+
+    def verify(self) -> None:
+        """Check every byte: hashes of the parts, ids, and sums of assignments.
+
+        Raises:
+            TraceError: the first thing found wrong.
+        """
+        for part in self.metadata.parts:
+            with (self.path / part.path).open("rb") as stream:
+                if file_digest(stream, "sha256").hexdigest() != part.sha256:
+                    raise TraceError(
+                        f"{self.path / part.path}: content differs from its hash in trace.json",
+                        "restore the file, or trace the corpus anew",
+                    )
+        self.tally().check(self.metadata)
+
+    @cached_property
+    def _row_schema(self) -> pa.Schema:
+        return schema.row_schema(self.shape.top_k, self.metadata.capture.weights)
+
+    def _layers_of_parts(self) -> Iterator[tuple[schema.Part, int, LayerRouting]]:
+        for part in self.metadata.parts:
+            file = self._open(part)
+            for index, layer in enumerate(_layers_of(file, self.path / part.path)):
+                if layer not in self.shape.moe_layers:
+                    raise TraceError(f"{self.path / part.path}: layer {layer} is no MoE layer")
+                row = self.shape.moe_layers.index(layer)
+                table = _read(file, [index], self.path / part.path)
+                yield part, row, _layer_routing(table, self.shape.top_k)
+
+    def _table(self, domain: str | None, layers: Sequence[int] | None) -> pa.Table:
+        if domain is not None and domain not in self.domains:
+            raise ValueError(f"domain {domain!r}, expected one of {', '.join(self.domains)}")
+        unknown = set(layers or ()) - set(self.shape.moe_layers)
+        if unknown:
+            raise ValueError(f"layers {sorted(unknown)}, expected some of {self.shape.moe_layers}")
+        tables = []
+        for part in self.metadata.parts:
+            if domain is not None and _domain_of(part) != domain:
+                continue
+            where = self.path / part.path
+            file = self._open(part)
+            wanted = [
+                index
+                for index, layer in enumerate(_layers_of(file, where))
+                if layers is None or layer in layers
+            ]
+            table = _read(file, wanted, where).replace_schema_metadata(None)
+            name = pa.DictionaryArray.from_arrays(
+                pa.array(np.zeros(len(table), np.int16)), [_domain_of(part)]
+            )
+            tables.append(table.append_column("domain", name))
+        if tables:
+            return pa.concat_tables(tables).unify_dictionaries()
+        empty = self._row_schema.empty_table()
+        return empty.append_column("domain", pa.array([], pa.dictionary(pa.int16(), pa.string())))
+
+    def _stored_counts(self) -> pd.DataFrame | None:
+        """The content of counts.parquet; None where it was counted from other parts."""
+        path = self.path / schema.COUNTS_FILE
+        if not path.is_file():
+            return None
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise TraceError(f"{path}: not a readable Parquet file ({error})") from error
+        found = table.schema.metadata or {}
+        if found.get(PARTS_KEY, b"").decode() != self.digest:
+            return None
+        if not table.schema.equals(schema.COUNTS_SCHEMA):
+            raise TraceError(f"{path}: {_schema_difference(table.schema, schema.COUNTS_SCHEMA)}")
+        return table.to_pandas()
+
+    def _open(self, part: schema.Part) -> pq.ParquetFile:
+        """The part's file, its columns and number of rows checked."""
+        path = self.path / part.path
+        hint = "restore the file, or trace the corpus anew"
+        try:
+            file = pq.ParquetFile(path, pre_buffer=False)
+        except FileNotFoundError as error:
+            raise TraceError(f"{path}: missing, but listed in trace.json", hint) from error
+        except (OSError, pa.ArrowInvalid) as error:
+            raise TraceError(f"{path}: not a readable Parquet file ({error})", hint) from error
+        if not file.schema_arrow.equals(self._row_schema):
+            raise TraceError(f"{path}: {_schema_difference(file.schema_arrow, self._row_schema)}")
+        if file.metadata.num_rows != part.rows:
+            raise TraceError(
+                f"{path}: {file.metadata.num_rows} rows, trace.json says {part.rows}", hint
+            )
+        return file
+
+
+def open_trace(path: str | Path) -> Trace:
+    """Open a trace directory.
+
+    Columns and numbers of rows of every part are checked here, the rows themselves by
+    `Trace.verify`.
+
+    Raises:
+        TraceError: no trace is there, or it is damaged or of another format.
+    """
+    path = Path(path)
+    file = path / schema.METADATA_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TraceError(
+            f"{path}: not a trace, it has no {schema.METADATA_FILE}",
+            "make one with: moeprof trace MODEL DATA -o traces/NAME",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"{file}: cannot be read ({error})") from error
+    trace = Trace(path, schema.TraceMetadata.from_json(text, file))
+    for part in trace.metadata.parts:
+        trace._open(part)
+    return trace
+
+
+def _domain_of(part: schema.Part) -> str:
+    return part.path.split("/")[0].removeprefix("domain=")
+
+
+def _layers_of(file: pq.ParquetFile, where: Path) -> list[int]:
+    """The layer of each row group, from its statistics."""
+    column = file.schema_arrow.names.index("layer")
+    layers = []
+    for index in range(file.num_row_groups):
+        statistics = file.metadata.row_group(index).column(column).statistics
+        if statistics is None or statistics.min != statistics.max:
+            raise TraceError(f"{where}: row group {index} is not of a single layer")
+        layers.append(int(statistics.min))
+    return layers
+
+
+def _read(file: pq.ParquetFile, row_groups: list[int], where: Path) -> pa.Table:
+    try:
+        return file.read_row_groups(row_groups)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TraceError(
+            f"{where}: damaged ({error})", "restore the file, or trace the corpus anew"
+        ) from error
+
+
+def _layer_routing(table: pa.Table, top_k: int) -> LayerRouting:
+    def column(name: str) -> NDArray[Any]:
+        array: NDArray[Any] = table[name].combine_chunks().to_numpy(zero_copy_only=False)
+        return array
+
+    def lists(name: str) -> NDArray[Any]:
+        values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy()
+        return values.reshape(-1, top_k)
+
+    phase = pa.compute.equal(table["phase"].cast(pa.string()), schema.PHASES[1])
+    return LayerRouting(
+        sequence=column("sequence"),
+        position=column("position"),
+        token_id=column("token_id"),
+        phase=phase.combine_chunks().to_numpy(zero_copy_only=False).astype(np.uint8),
+        experts=lists("experts"),
+        weights=lists("weights") if "weights" in table.column_names else None,
+    )
+
+
+def _schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
+    for field in expected:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            return f"column '{field.name}' is missing, expected {field.type}"
+        if found.field(index).type != field.type:
+            return f"column '{field.name}' is {found.field(index).type}, expected {field.type}"
+    extra = [name for name in found.names if name not in expected.names]
+    return f"unexpected column '{extra[0]}'" if extra else "columns differ in order or nullability"

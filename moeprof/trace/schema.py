@@ -1,0 +1,224 @@
+"""The trace format, version 1: names, Arrow schemas and what `trace.json` holds.
+
+`traces/README.md` is its specification in words.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moeprof.errors import TraceError
+from moeprof.model_shape import ModelShape
+from moeprof.native import NO_EXPERT
+
+FORMAT_VERSION = 1
+PHASES = ("prefill", "decode")
+METADATA_FILE = "trace.json"
+COUNTS_FILE = "counts.parquet"
+DOCUMENTS_KEY = b"moeprof.documents"
+# Documents are dealt round robin to this many groups per domain; statistics by group are the
+# statistics by document as long as a domain has no more documents than that, and stay small
+# when it has.
+NUM_DOCUMENT_GROUPS = 64
+
+__all__ = ["NO_EXPERT", "PHASES", "CaptureSettings", "Domain", "ModelIdentity", "Part"]
+
+
+def row_schema(top_k: int, with_weights: bool) -> pa.Schema:
+    """The columns of a part: one row per (token, MoE layer)."""
+    fields = [
+        pa.field("sequence", pa.uint32(), nullable=False),
+        pa.field("position", pa.uint32(), nullable=False),
+        pa.field("token_id", pa.uint32(), nullable=False),
+        pa.field("phase", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("layer", pa.uint16(), nullable=False),
+        pa.field("experts", _fixed_list(pa.uint16(), top_k), nullable=False),
+    ]
+    if with_weights:
+        fields.append(pa.field("weights", _fixed_list(pa.float16(), top_k), nullable=False))
+    return pa.schema(fields)
+
+
+def _fixed_list(element: pa.DataType, length: int) -> pa.DataType:
+    return pa.list_(pa.field("element", element, nullable=False), length)
+
+
+COUNTS_SCHEMA = pa.schema(
+    [
+        pa.field("domain", pa.dictionary(pa.int16(), pa.string()), nullable=False),
+        pa.field("document_group", pa.uint16(), nullable=False),
+        pa.field("phase", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("layer", pa.uint16(), nullable=False),
+        pa.field("expert", pa.uint16(), nullable=False),
+        pa.field("assignments", pa.int64(), nullable=False),
+        pa.field("weight_mass", pa.float64(), nullable=True),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model was traced.
+
+    Attributes:
+        name: what the user called it, a directory name or hub id.
+        fingerprint: hash of the config and of the checkpoint's tensor headers.
+        tokenizer_hash: hash of the tokenizer's files.
+    """
+
+    name: str
+    fingerprint: str
+    tokenizer_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """How the model was driven while it was traced.
+
+    Attributes:
+        sequence_length: tokens after which the context restarts inside a document.
+        batch_size: sequences per forward.
+        max_tokens: prefill tokens taken per domain; None for all.
+        generate: tokens generated after each document's prompt; 0 for none.
+        prompt_tokens: tokens of each document that serve as its prompt when generating.
+        temperature: of sampling while generating; 0 is greedy.
+        seed: of sampling.
+        weights: whether router weights were recorded.
+        dtype: element type the model ran in.
+        device: device type the model ran on.
+        text_column: column of tabular data that held the text.
+    """
+
+    sequence_length: int
+    batch_size: int
+    max_tokens: int | None
+    generate: int
+    prompt_tokens: int
+    temperature: float
+    seed: int
+    weights: bool
+    dtype: str
+    device: str
+    text_column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One domain of the corpus and how far it has been traced.
+
+    Attributes:
+        name: the domain.
+        sources: what the user gave, `SPEC` of each `domain=SPEC`.
+        windows: pieces of at most `sequence_length` tokens recorded, in corpus order; where a
+            resumed trace continues.
+        documents: documents recorded, the last one perhaps in part.
+        tokens: tokens recorded, for each phase of `PHASES`.
+        digest: hash chained over the token ids of the windows recorded.
+        complete: whether the domain has been traced to its end.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    windows: int = 0
+    documents: int = 0
+    tokens: tuple[int, int] = (0, 0)
+    digest: str = ""
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One Parquet file of the trace: its path inside the trace, rows, and SHA-256."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class TraceMetadata:
+    """What `trace.json` holds.
+
+    Attributes:
+        model: which model was traced.
+        shape: the model's numbers.
+        capture: how it was driven.
+        domains: the corpus, in the order in which it is traced.
+        machine: free text facts on the machine and library versions.
+        parts: the committed files; a file not listed here is not part of the trace.
+    """
+
+    model: ModelIdentity
+    shape: ModelShape
+    capture: CaptureSettings
+    domains: tuple[Domain, ...]
+    machine: dict[str, str]
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every domain has been traced to its end."""
+        return all(domain.complete for domain in self.domains)
+
+    def to_json(self) -> str:
+        """The text of `trace.json`: sorted keys, one trailing newline."""
+        document = {"format": "moeprof-trace", "format_version": FORMAT_VERSION}
+        document |= dataclasses.asdict(self)
+        return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path) -> "TraceMetadata":
+        """Read `trace.json`; `where` names it in errors.
+
+        Raises:
+            TraceError: not JSON, another format or version, or a field missing or unknown.
+        """
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise TraceError(f"{where}: not JSON ({error})", "trace the corpus anew") from error
+        if not isinstance(document, dict) or document.pop("format", None) != "moeprof-trace":
+            raise TraceError(f"{where}: not a moeprof trace")
+        version = document.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise TraceError(
+                f"{where}: format version {version}, this moeprof reads {FORMAT_VERSION}",
+                "use the version of moeprof that wrote it",
+            )
+        try:
+            return cls(
+                model=ModelIdentity(**document.pop("model")),
+                shape=_shape(document.pop("shape")),
+                capture=CaptureSettings(**document.pop("capture")),
+                domains=tuple(_domain(entry) for entry in document.pop("domains")),
+                machine=document.pop("machine"),
+                parts=tuple(Part(**entry) for entry in document.pop("parts")),
+                **document,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TraceError(f"{where}: field {error} is missing or unknown") from error
+
+
+def _shape(entry: dict[str, Any]) -> ModelShape:
+    for name in ("moe_layers", "expert_bytes"):
+        entry[name] = tuple(entry[name])
+    return ModelShape(**entry)
+
+
+def _domain(entry: dict[str, Any]) -> Domain:
+    for name in ("sources", "tokens"):
+        entry[name] = tuple(entry[name])
+    return Domain(**entry)
+
+
+def parts_digest(parts: tuple[Part, ...]) -> str:
+    """Hash that identifies a set of parts; `counts.parquet` names the one it was counted from."""
+    digest = hashlib.sha256()
+    for part in sorted(parts, key=lambda part: part.path):
+        digest.update(f"{part.path} {part.rows} {part.sha256}\n".encode())
+    return digest.hexdigest()

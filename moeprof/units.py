@@ -1,0 +1,42 @@
+"""The only place units convert: bytes to and from text, seconds to text."""
+
+import re
+
+from moeprof.errors import CapacityError
+
+_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as `24GB` (powers of 1000), `22.5GiB` (powers of 1024) or `4096`.
+
+    Raises:
+        CapacityError: `text` is not a size.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or (match[3] and not match[2]):
+        raise CapacityError(f"size: {text!r} is not a size", "write it as 24GB, 22.5GiB or 900MB")
+    prefixes = _BINARY if match[3] else _DECIMAL
+    return round(float(match[1]) * prefixes[match[2].lower()])
+
+
+def format_size(num_bytes: float) -> str:
+    """A size in binary units with three significant digits or more, such as `22.5 GiB`."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in the largest fitting unit, such as `3.2 ms`, `41 s` or `2 h 05 min`."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
