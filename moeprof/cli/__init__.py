@@ -1,1 +1,34 @@
-"""Command line."""
+"""The command line: one file per command; a command parses, calls the library and reports."""
+
+from collections.abc import Sequence
+
+import typer
+
+from moeprof.cli.inspect import inspect
+from moeprof.cli.trace import trace
+from moeprof.errors import MoeprofError
+
+app = typer.Typer(
+    name="moeprof",
+    help="Which experts does a Mixture-of-Experts model use, and where should each of them live?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (trace, inspect):
+    app.command()(command)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command; a known failure is two lines on stderr and exit 1, a bug a traceback."""
+    try:
+        app(args)
+    except MoeprofError as error:
+        typer.echo(f"error: {error}", err=True)
+        if error.hint:
+            typer.echo(f"hint: {error.hint}", err=True)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted", err=True)
+        raise SystemExit(130) from error

@@ -64,7 +64,7 @@ Counts count_assignments(Experts experts, Groups groups, std::size_t num_groups,
 NB_MODULE(_core, m) {
     m.doc() = "Compiled operations; moeprof.native.reference defines each of them.";
     m.attr("NO_EXPERT") = moeprof::kNoExpert;
-    m.def("count_assignments", &count_assignments, nb::arg("experts"), nb::arg("groups"),
-          nb::arg("num_groups"), nb::arg("num_experts"),
+    m.def("count_assignments", &count_assignments, nb::arg("experts").noconvert(),
+          nb::arg("groups").noconvert(), nb::arg("num_groups"), nb::arg("num_experts"),
           "Assignments per document group and expert, [num_groups, num_experts] int64.");
 }

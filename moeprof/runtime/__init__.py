@@ -1,1 +1,18 @@
-"""Running a model under a placement."""
+"""Running a model with its experts where a placement says, and measuring it."""
+
+from moeprof.runtime.loader import load
+from moeprof.runtime.model import LoadedModel
+from moeprof.runtime.replay import replay, select_documents
+from moeprof.runtime.report import RunReport
+from moeprof.runtime.sampling import Sampling
+from moeprof.runtime.session import Session
+
+__all__ = [
+    "LoadedModel",
+    "RunReport",
+    "Sampling",
+    "Session",
+    "load",
+    "replay",
+    "select_documents",
+]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from moeprof.model_shape import ModelShape
@@ -49,19 +48,3 @@ class CellCounts:
             raise ValueError(f"phase {phase!r}, expected one of {', '.join(PHASES)}")
         kept: NDArray[np.int64] = selected[selected.sum(axis=(1, 2)) > 0]
         return kept
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per non-empty (domain, document_group, phase, layer, expert)."""
-        group, phase, layer, expert = np.nonzero(self.counts)
-        first_group = np.searchsorted(self.group_domain, np.arange(len(self.domains)))
-        domain = self.group_domain[group]
-        return pd.DataFrame(
-            {
-                "domain": pd.Categorical.from_codes(domain, categories=list(self.domains)),
-                "document_group": (group - first_group[domain]).astype(np.uint16),
-                "phase": pd.Categorical.from_codes(phase, categories=list(PHASES)),
-                "layer": np.asarray(self.shape.moe_layers, np.uint16)[layer],
-                "expert": expert.astype(np.uint16),
-                "assignments": self.counts[group, phase, layer, expert],
-            }
-        )

@@ -83,8 +83,8 @@ class Trace:
         entries = []
         for part in self.metadata.parts:
             footer = self._open(part).schema_arrow.metadata or {}
-            for entry in json.loads(footer.get(schema.DOCUMENTS_KEY, b"[]")):
-                entries.append({**entry, "domain": _domain_of(part)})
+            documents = json.loads(footer.get(schema.DOCUMENTS_KEY, b"[]"))
+            entries += [{**entry, "domain": _domain_of(part)} for entry in documents]
         columns = ["sequence", "domain", "name", "document_group"]
         tokens = ["prefill_tokens", "decode_tokens"]
         frame = pd.DataFrame(entries, columns=[*columns, *tokens])
@@ -147,7 +147,8 @@ class Trace:
             table = table.filter(pa.compute.equal(table["phase"].cast(pa.string()), phase))
         if columns is not None:
             table = table.select([*columns, "domain"])
-        return table.to_pandas()
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
 
     def tally(self) -> Tally:
         """Count every row anew.
@@ -238,7 +239,8 @@ class Trace:
             return None
         if not table.schema.equals(schema.COUNTS_SCHEMA):
             raise TraceError(f"{path}: {_schema_difference(table.schema, schema.COUNTS_SCHEMA)}")
-        return table.to_pandas()
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
 
     def _open(self, part: schema.Part) -> pq.ParquetFile:
         """The part's file, its columns and number of rows checked."""

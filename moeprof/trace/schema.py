@@ -7,10 +7,14 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
@@ -182,26 +186,32 @@ class TraceMetadata:
             document = json.loads(text)
         except ValueError as error:
             raise TraceError(f"{where}: not JSON ({error})", "trace the corpus anew") from error
-        if not isinstance(document, dict) or document.pop("format", None) != "moeprof-trace":
+        if not isinstance(document, dict) or document.get("format") != "moeprof-trace":
             raise TraceError(f"{where}: not a moeprof trace")
-        version = document.pop("format_version", None)
+        version = document.get("format_version")
         if version != FORMAT_VERSION:
             raise TraceError(
                 f"{where}: format version {version}, this moeprof reads {FORMAT_VERSION}",
                 "use the version of moeprof that wrote it",
             )
-        try:
-            return cls(
-                model=ModelIdentity(**document.pop("model")),
-                shape=_shape(document.pop("shape")),
-                capture=CaptureSettings(**document.pop("capture")),
-                domains=tuple(_domain(entry) for entry in document.pop("domains")),
-                machine=document.pop("machine"),
-                parts=tuple(Part(**entry) for entry in document.pop("parts")),
-                **document,
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TraceError(f"{where}: field {error} is missing or unknown") from error
+        fault = best_match(_validator().iter_errors(document))
+        if fault is not None:
+            place = "/".join(map(str, fault.absolute_path)) or "the file"
+            raise TraceError(f"{where}: {place}: {fault.message}", "trace the corpus anew")
+        return cls(
+            model=ModelIdentity(**document["model"]),
+            shape=_shape(document["shape"]),
+            capture=CaptureSettings(**document["capture"]),
+            domains=tuple(_domain(entry) for entry in document["domains"]),
+            machine=document["machine"],
+            parts=tuple(Part(**entry) for entry in document["parts"]),
+        )
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    path = resources.files("moeprof.trace") / "trace.schema.json"
+    return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _shape(entry: dict[str, Any]) -> ModelShape:

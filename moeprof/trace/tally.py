@@ -92,21 +92,23 @@ class Tally:
                 )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per cell, group and phase with an assignment, in the columns of counts.parquet."""
+        """One row per cell, group and phase with an assignment: the content of counts.parquet."""
         shape = self.metadata.shape
         names = [domain.name for domain in self.metadata.domains]
         layers = np.asarray(shape.moe_layers, np.uint16)
         frames = []
-        for code, name in enumerate(names):
+        for name in names:
             counts = self.assignments[name]
             group, phase, row, expert = np.nonzero(counts)
             mass = self.weight_mass[name][group, phase, row, expert]
             frames.append(
                 pd.DataFrame(
                     {
-                        "domain": pd.Categorical.from_codes(np.full(len(group), code), names),
+                        "domain": pd.Categorical([name] * len(group), categories=names),
                         "document_group": group.astype(np.uint16),
-                        "phase": pd.Categorical.from_codes(phase, list(schema.PHASES)),
+                        "phase": pd.Categorical(
+                            np.array(schema.PHASES)[phase], categories=list(schema.PHASES)
+                        ),
                         "layer": layers[row],
                         "expert": expert.astype(np.uint16),
                         "assignments": counts[group, phase, row, expert],

@@ -171,7 +171,8 @@ class TraceWriter:
         no_group = np.zeros(block.num_tokens, np.uint32)
         for layer, experts in zip(shape.moe_layers, block.experts, strict=True):
             try:
-                counted = count_assignments(experts, no_group, 1, shape.num_experts)
+                rows = np.ascontiguousarray(experts)
+                counted = count_assignments(rows, no_group, 1, shape.num_experts)
             except ValueError as error:
                 raise TraceError(
                     f"{self.path}: layer {layer}: {error}",
@@ -274,7 +275,7 @@ def write_rows(
         pa.array(block.token_id),
         pa.DictionaryArray.from_arrays(pa.array(block.phase.astype(np.int8)), list(schema.PHASES)),
     ]
-    with pq.ParquetWriter(path, columns, **_encodings(metadata.capture.weights)) as writer:
+    with pq.ParquetWriter(path, columns, **_encodings()) as writer:
         for row, layer in enumerate(metadata.shape.moe_layers):
             arrays = [
                 *tokens,
@@ -287,18 +288,20 @@ def write_rows(
             writer.write_table(table, row_group_size=max(block.num_tokens, 1))
 
 
-def _encodings(with_weights: bool) -> dict[str, object]:
-    """Parquet settings: split bytes let zstd code ids near their entropy; positions are deltas."""
-    split = ["token_id", "experts.list.element"]
-    if with_weights:
-        split.append("weights.list.element")
+def _encodings() -> dict[str, object]:
+    """Parquet settings: split bytes let zstd code ids near their entropy; positions are deltas.
+
+    The weights stay plain, because DuckDB 2.0 cannot read split float16.
+    """
     return {
         "compression": "zstd",
         "compression_level": 6,
         "use_dictionary": ["sequence", "phase", "layer"],
         "column_encoding": {
             "position": "DELTA_BINARY_PACKED",
-            **dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+            "token_id": "BYTE_STREAM_SPLIT",
+            "experts.list.element": "BYTE_STREAM_SPLIT",
+            "weights.list.element": "PLAIN",
         },
         "data_page_size": 2**20,
         "data_page_version": "1.0",

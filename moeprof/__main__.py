@@ -1,0 +1,5 @@
+"""`python -m moeprof` is the command `moeprof`."""
+
+from moeprof.cli import main
+
+main()

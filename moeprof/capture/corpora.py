@@ -1,0 +1,308 @@
+"""The text a model is traced on: files, folders, tables, hub data sets and standard input.
+
+A corpus is read as a stream in a fixed order; nothing of it is kept.
+"""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moeprof.errors import TraceError
+
+CHAT_COLUMN = "messages"
+TABLE_SUFFIXES = frozenset({".jsonl", ".parquet", ".csv"})
+_SUFFIX_WORDS = (
+    ".txt .md .rst .tex .org .adoc .html .htm .xml .json .yaml .yml .toml .ini .cfg .log .srt "
+    ".py .pyi .ipynb .c .h .cc .cpp .cxx .hpp .cu .cuh .cs .java .kt .scala .go .rs .swift .m "
+    ".js .jsx .ts .tsx .vue .css .scss .php .rb .pl .lua .r .jl .sh .bash .sql .f90 .hs .ml .ex "
+    ".erl .clj .lisp .zig .asm .s .proto .cmake"
+)
+TEXT_SUFFIXES = frozenset(_SUFFIX_WORDS.split())
+_DOMAIN = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
+_SPLITS = frozenset({"train", "validation", "test"})
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RawDocument:
+    """One document before tokenisation: a text, or the messages of a conversation."""
+
+    name: str
+    content: str | Messages
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the text in UTF-8; 0 for a conversation."""
+        return len(self.content.encode()) if isinstance(self.content, str) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusDomain:
+    """One domain of a corpus.
+
+    Attributes:
+        name: the domain; also the name of its folder in the trace.
+        sources: what the user gave for it.
+        text_column: column of tables that holds the text or the messages.
+        num_bytes: size of its text files; None where it cannot be known beforehand.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    text_column: str
+    num_bytes: int | None
+
+    def documents(self) -> Iterator[RawDocument]:
+        """The domain's documents in their fixed order.
+
+        Raises:
+            TraceError: a source cannot be read, is not UTF-8 or lacks the text column.
+        """
+        for source in self.sources:
+            yield from _documents_of(source, self.text_column)
+
+
+def open_corpus(data: Iterable[str], text_column: str) -> tuple[CorpusDomain, ...]:
+    """The domains that the user's `[DOMAIN=]SPEC` arguments describe, checked as far as possible.
+
+    Text files are read once here, so that a file in another encoding is found before hours of
+    tracing and not after.
+
+    Args:
+        data: each a file, folder, glob, `hub:NAME[:CONFIG][:SPLIT]`, or `-` for standard input,
+            with an optional `DOMAIN=` before it.
+        text_column: column of tabular data that holds the text.
+
+    Raises:
+        TraceError: a source does not exist, is empty, is not UTF-8 or lacks the text column.
+    """
+    sources: dict[str, list[str]] = {}
+    for argument in data:
+        name, source = _split_domain(argument)
+        sources.setdefault(name, []).append(source)
+    if sum(entry.count("-") for entry in sources.values()) > 1:
+        raise TraceError("-: standard input can be read only once")
+    domains = []
+    for name, entries in sources.items():
+        sizes = [_check_source(source, text_column) for source in entries]
+        known = [size for size in sizes if size is not None]
+        size = sum(known) if len(known) == len(sizes) else None
+        domains.append(CorpusDomain(name, tuple(entries), text_column, size))
+    return tuple(domains)
+
+
+def _split_domain(argument: str) -> tuple[str, str]:
+    match = _DOMAIN.fullmatch(argument)
+    if match and not Path(argument).exists():
+        return match[1], match[2]
+    if argument == "-":
+        return "stdin", argument
+    if argument.startswith("hub:"):
+        base = argument.split(":")[1].rstrip("/").rsplit("/", 1)[-1]
+    elif _is_glob(argument):
+        base = Path(argument).parent.name or "text"
+    else:
+        path = Path(argument).resolve()
+        base = path.stem if path.is_file() else path.name
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", base).strip("-.") or "text", argument
+
+
+def _is_glob(source: str) -> bool:
+    return any(letter in source for letter in "*?[") and not Path(source).exists()
+
+
+def _files_of(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES
+            and file.is_file()
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        )
+        if not files:
+            raise TraceError(
+                f"{source}: the folder holds no text files",
+                "name the files, as in 'FOLDER/*', if their endings are unusual",
+            )
+        return files
+    if _is_glob(source):
+        names = glob(source, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute one)
+        files = sorted(Path(name) for name in names)
+        files = [file for file in files if file.is_file()]
+        if files:
+            return files
+        raise TraceError(f"{source}: no file matches", "check the pattern, and quote it")
+    raise TraceError(f"{source}: no such file or folder", "data of the hub is named hub:NAME")
+
+
+def _check_source(source: str, text_column: str) -> int | None:
+    """Refuse what cannot be read; the size of the text where all of it is text files."""
+    if source == "-" or source.startswith("hub:"):
+        return None
+    total: int | None = 0
+    for file in _files_of(source):
+        suffix = file.suffix.lower()
+        if suffix in TABLE_SUFFIXES:
+            next(_documents_of_table(file, text_column), None)
+            total = None
+        else:
+            size = len(_read_text(file).encode())
+            total = None if total is None else total + size
+    return total
+
+
+def _documents_of(source: str, text_column: str) -> Iterator[RawDocument]:
+    if source == "-":
+        yield RawDocument("stdin", _decode(sys.stdin.buffer.read(), "standard input"))
+        return
+    if source.startswith("hub:"):
+        yield from _documents_of_hub(source, text_column)
+        return
+    for file in _files_of(source):
+        if file.suffix.lower() in TABLE_SUFFIXES:
+            yield from _documents_of_table(file, text_column)
+        else:
+            yield RawDocument(str(file), _read_text(file))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return _decode(file.read_bytes(), str(file))
+    except OSError as error:
+        raise TraceError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _decode(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TraceError(
+            f"{name}: not UTF-8 text, byte {error.start} is 0x{raw[error.start]:02x}",
+            f"convert it, as in: iconv -f latin1 -t utf-8 {name}",
+        ) from error
+
+
+def _documents_of_table(file: Path, text_column: str) -> Iterator[RawDocument]:
+    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".csv": _csv_rows}
+    rows = readers[file.suffix.lower()](file, text_column)
+    return _documents_of_rows(rows, str(file), text_column)
+
+
+def _documents_of_rows(
+    rows: Iterable[dict[str, Any]], name: str, text_column: str
+) -> Iterator[RawDocument]:
+    column = ""
+    for number, row in enumerate(rows, start=1):
+        column = column or _column(row, name, text_column)
+        where = f"{name}:{number}"
+        content = row.get(column)
+        if content is None or not (isinstance(content, str) or _is_conversation(content)):
+            raise TraceError(
+                f"{where}: column {column!r} holds {type(content).__name__}, "
+                "expected a text or a list of messages with role and content"
+            )
+        yield RawDocument(where, content)
+    if not column:
+        raise TraceError(f"{name}: holds no rows")
+
+
+def _column(row: dict[str, Any], name: str, text_column: str) -> str:
+    for column in (text_column, CHAT_COLUMN):
+        if column in row:
+            return column
+    raise TraceError(
+        f"{name}: no column {text_column!r}, it has {', '.join(map(str, row))}",
+        "name the column with --text-column",
+    )
+
+
+def _is_conversation(content: object) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(entry, dict) and "role" in entry and "content" in entry for entry in content
+    )
+
+
+def _jsonl_rows(file: Path, _: str) -> Iterator[dict[str, Any]]:
+    with file.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            line = _decode(raw, f"{file}:{number}").strip()
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise TraceError(f"{file}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise TraceError(f"{file}:{number}: {type(row).__name__}, expected an object")
+            yield row
+
+
+def _parquet_rows(file: Path, text_column: str) -> Iterator[dict[str, Any]]:
+    try:
+        table = pq.ParquetFile(file)
+        wanted = [c for c in (text_column, CHAT_COLUMN) if c in table.schema_arrow.names][:1]
+        if not wanted:
+            _column(dict.fromkeys(table.schema_arrow.names), str(file), text_column)
+        for batch in table.iter_batches(batch_size=256, columns=wanted):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TraceError(f"{file}: not a readable Parquet file ({error})") from error
+
+
+def _csv_rows(file: Path, _: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            yield from csv.DictReader(stream)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise TraceError(f"{file}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _documents_of_hub(source: str, text_column: str) -> Iterator[RawDocument]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    name, config, split = _hub_parts(source)
+    try:
+        rows = iter(load_dataset(name, config, split=split, streaming=True))
+        first = next(rows, None)
+    except NotImplementedError:
+        rows = iter(load_dataset(name, config, split=split))
+        first = next(rows, None)
+    except (OSError, DatasetsError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TraceError(
+            f"{source}: the data set cannot be opened ({reason})",
+            "check the name, configuration and split (hub:NAME:CONFIG:SPLIT) and the connection",
+        ) from error
+    if first is not None:
+        yield from _documents_of_rows(chain([first], rows), source, text_column)
+    else:
+        raise TraceError(f"{source}: holds no rows")
+
+
+def _hub_parts(source: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split; of two parts the second is a split if it is a usual one."""
+    name, *rest = source.removeprefix("hub:").split(":")
+    if not name or len(rest) > 2:
+        raise TraceError(f"{source}: expected hub:NAME[:CONFIG][:SPLIT]")
+    if len(rest) == 2:
+        return name, rest[0] or None, rest[1]
+    if rest and (rest[0].split("[")[0] in _SPLITS):
+        return name, None, rest[0]
+    return name, (rest[0] or None) if rest else None, "train"

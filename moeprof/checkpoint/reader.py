@@ -1,0 +1,95 @@
+"""The facts of a checkpoint: its shape, its hashes, and the memory that a run of it needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
+from moeprof.checkpoint.files import fingerprint, read_config, resolve_model, tokenizer_hash
+from moeprof.checkpoint.headers import TensorEntry, read_headers
+from moeprof.checkpoint.modules import find_moe_layers
+from moeprof.checkpoint.skeleton import (
+    build_skeleton,
+    load_config,
+    probe_top_k,
+    text_config,
+)
+from moeprof.model_shape import ModelShape
+
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's files and what they say, without its weights.
+
+    Attributes:
+        path: the directory.
+        name: what the user called it, or the directory's name.
+        fingerprint: hash of the config and of the tensors' names, types and shapes.
+        tokenizer_hash: hash of the tokenizer's files.
+        shape: the model's numbers.
+        tensors: what the safetensors headers list.
+    """
+
+    path: Path
+    name: str
+    fingerprint: str
+    tokenizer_hash: str
+    shape: ModelShape
+    tensors: tuple[TensorEntry, ...]
+
+
+def read_checkpoint(model: str | Path) -> Checkpoint:
+    """Read config and headers of a model; no weights.
+
+    Args:
+        model: a directory or a hub id.
+
+    Raises:
+        UnsupportedModelError: not found, not readable, unknown architecture, or no MoE layers.
+    """
+    path = resolve_model(model)
+    content = read_config(path)
+    config = load_config(path)
+    tensors = read_headers(path)
+    shape = _shape(config, tensors)
+    name = path.name if Path(model).expanduser().exists() else str(model)
+    return Checkpoint(
+        path, name, fingerprint(content, tensors), tokenizer_hash(path), shape, tensors
+    )
+
+
+def _shape(config: PretrainedConfig, tensors: tuple[TensorEntry, ...]) -> ModelShape:
+    model = build_skeleton(config)
+    modules = find_moe_layers(model)
+    mapped = map_checkpoint(model, modules, tensors)
+    text = text_config(config)
+    return ModelShape(
+        model_type=config.model_type,
+        num_layers=text.num_hidden_layers,
+        moe_layers=tuple(experts.layer for experts in modules),
+        num_experts=modules[0].num_experts,
+        top_k=probe_top_k(model, modules),
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        expert_bytes=tuple(
+            sum(source.num_bytes for source in sources) // modules[0].num_experts
+            for sources in mapped.experts
+        ),
+        dense_bytes=sum(entry.num_bytes for entry in mapped.dense),
+        dtype=_stored_dtype(mapped),
+    )
+
+
+def _stored_dtype(mapped: CheckpointMap) -> str:
+    """Element type that holds most bytes of the experts, in torch's spelling where it has one."""
+    bytes_of: dict[str, int] = {}
+    for sources in mapped.experts:
+        for source in sources:
+            for group in source.tensors.values():
+                for entry in group:
+                    bytes_of[entry.dtype] = bytes_of.get(entry.dtype, 0) + entry.num_bytes
+    dtype = max(bytes_of, key=lambda name: bytes_of[name])
+    return _TORCH_NAMES.get(dtype, dtype.lower())

@@ -1,0 +1,79 @@
+"""`moeprof plan`: decide which experts live in VRAM under one budget."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moeprof.cli.options import Force, Json, Seed, TraceArgument
+
+if TYPE_CHECKING:
+    from moeprof.hardware import HardwareProfile
+    from moeprof.plan import ModelFacts
+
+# What a CUDA context takes on common cards, in bytes; a hardware profile holds the measured size.
+_TYPICAL_CONTEXT_BYTES = 512 * 2**20
+
+
+def plan(
+    trace: TraceArgument,
+    model: Annotated[str, typer.Option(help="Model directory or hub id that was traced.")],
+    vram: Annotated[str, typer.Option(help="Budget for everything: 24GB, 22.5GiB, 900MB.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Placement file to write.")],
+    context: Annotated[int, typer.Option(min=1, help="Tokens the KV cache must hold.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences the KV cache must hold.")] = 1,
+    hardware: Annotated[
+        Path | None, typer.Option(help="Hardware profile; without one no speed is predicted.")
+    ] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(help="Routing to optimise for: decode, prefill or all. [default: decode "
+                          "where the trace has it, else prefill]"),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds for held-out figures.")] = 5,
+    device_context: Annotated[
+        str | None,
+        typer.Option(help="VRAM the driver takes. [default: of the hardware profile, else "
+                          "512MiB with a CUDA device and 0 without]"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture to write. [default: OUTPUT with .png]")
+    ] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Decide which experts live in VRAM under one budget, and say what to expect.
+
+    The budget is for everything: weights outside the experts, KV cache, workspace and device
+    context; what remains is for experts. No weights are loaded.
+
+    Example:
+        moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 -o plan.json
+    """
+    from moeprof.hardware import read_hardware
+    from moeprof.placement import check_free, write_placement
+    from moeprof.plan import PHASE_CHOICES, PlanRequest
+    from moeprof.plan import plan as make_plan
+    from moeprof.trace import open_trace
+    from moeprof.units import parse_size
+
+    if phase is not None and phase not in PHASE_CHOICES:
+        raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASE_CHOICES)}")
+    picture = plot or output.with_suffix(".png")
+    check_free(output, force)
+    check_free(picture, force)
+    profile = None if hardware is None else read_hardware(hardware)
+    request = PlanRequest(
+        vram_bytes=parse_size(vram),
+        context_tokens=context,
+        batch_size=batch,
+        device_context_bytes=_device_context_bytes(device_context, profile),
+        phase=phase,
+        folds=folds,
+        seed=seed,
+        hardware=profile,
+    )
+    opened = open_trace(trace)
+    placement = make_plan(opened, _model_facts(model, context, batch), request)
+    write_placement(placement, output, force)

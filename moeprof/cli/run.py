@@ -1,0 +1,83 @@
+"""`moeprof run`: run a model with its experts where a placement says."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moeprof.cli.options import Json, Seed
+from moeprof.errors import MoeprofError
+
+if TYPE_CHECKING:
+    from moeprof.runtime import RunReport, Sampling, Session
+
+
+def run(
+    placement: Annotated[
+        Path, typer.Option("--placement", "-p", help="Placement file from moeprof plan.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model directory or hub id, if it has moved since.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="File with the text to continue.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer each line of standard input, with its history.")
+    ] = False,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACE[:DOMAIN|:SEQUENCE,...]",
+            help="Feed traced documents again and compare the hits.",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 is greedy.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="Draw from the likeliest tokens up to this.")
+    ] = 1.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="bfloat16, float16, float32, or auto: as the checkpoint; of a replay, as traced."
+        ),
+    ] = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a model with its experts where a placement says, and measure it.
+
+    Give one of --prompt, --prompt-file, --chat and --replay. Generated text goes to standard
+    output, the report to standard error. A replay that does not hit exactly what its trace
+    predicts exits with 1.
+
+    Example:
+        moeprof run --placement placements/demo.json --prompt "def main("
+    """
+    given = [prompt is not None, prompt_file is not None, chat, replay is not None]
+    if sum(given) != 1:
+        raise typer.BadParameter("give one of --prompt, --prompt-file, --chat and --replay")
+    from moeprof.placement import read_placement
+    from moeprof.runtime import Sampling, Session, load
+
+    plan = read_placement(placement)
+    if replay is not None:
+        report = _replay(plan, replay, model, device, dtype)
+    else:
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        text = prompt if prompt_file is None else _read_text(prompt_file)
+        session = Session(load(plan, model, device=device, dtype=dtype))
+        if text is None:
+            _chat(session, sampling, quiet=as_json)
+        else:
+            session.generate(text, sampling, None if as_json else _write)
+            _end_line(as_json)
+        report = session.report()
+    _show(report, as_json)
+    if report.replay is not None and not report.replay.equal:
+        raise typer.Exit(1)

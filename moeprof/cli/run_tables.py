@@ -1,0 +1,109 @@
+"""The report of a run as text for the terminal."""
+
+import math
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from moeprof.placement.manifest import Estimate
+from moeprof.runtime.report import HOST_ONLY, ReplayReport, RunReport
+from moeprof.units import format_size
+
+
+def print_report(report: RunReport, console: Console) -> None:
+    """Print tiers, phases with predicted beside measured, and the comparison with a trace."""
+    if report.host_only:
+        console.print(f"note: {HOST_ONLY}", highlight=False)
+    console.print(_tiers(report))
+    console.print(_phases(report))
+    if report.replay is not None:
+        console.print(_hits(report.replay))
+        console.print(_verdict(report.replay), highlight=False)
+
+
+def _tiers(report: RunReport) -> Table:
+    table = Table(title=f"{report.model} in {report.dtype} on {report.device}", title_justify="left")
+    table.add_column("tier")
+    table.add_column("lives on")
+    for name in ("experts", "planned", "allocated"):
+        table.add_column(name, justify="right")
+    for name, tier in report.tiers.items():
+        table.add_row(
+            name,
+            tier.device,
+            str(tier.experts),
+            format_size(tier.planned_bytes),
+            format_size(tier.allocated_bytes),
+        )
+    return table
+
+
+def _phases(report: RunReport) -> Table:
+    title = "measured (m) beside predicted (p)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for phase in report.phases:
+        table.add_column(phase, justify="right")
+    found = list(report.phases.values())
+    rows = {
+        "tokens": [f"{phase.tokens}" for phase in found],
+        "tokens/s m": [_number(phase.tokens_per_s) for phase in found],
+        "tokens/s p": [_estimate(phase.predicted_tokens_per_s, _number) for phase in found],
+        "vram hit rate m": [_percent(phase.hit_rate) for phase in found],
+        "vram hit rate p, new text": [
+            _estimate(phase.predicted_hit_rate, _percent) for phase in found
+        ],
+        "coverage p, in-sample": [_percent(phase.predicted_coverage) for phase in found],
+    }
+    for tier in report.tiers:
+        rows[f"{tier} hits m"] = [f"{phase.hits[tier]}" for phase in found]
+        rows[f"{tier} bytes/token m"] = [
+            format_size(phase.bytes_read_per_token[tier]) for phase in found
+        ]
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def _hits(replay: ReplayReport) -> Table:
+    title = f"replay of {replay.documents} documents of {replay.trace}"
+    table = Table(title=title, title_justify="left")
+    for name in ("phase", "tier"):
+        table.add_column(name)
+    for name in ("hits p", "hits m"):
+        table.add_column(name, justify="right")
+    for phase, tiers in replay.predicted_hits.items():
+        for tier, predicted in tiers.items():
+            measured = replay.measured_hits.get(phase, {}).get(tier, 0)
+            table.add_row(phase, tier, str(predicted), str(measured))
+    return table
+
+
+def _verdict(replay: ReplayReport) -> str:
+    if replay.equal:
+        return "replay: every assignment went to the expert that the trace says"
+    lines = [
+        f"replay: {replay.moved_assignments} assignments went to another expert than in the trace"
+    ]
+    lines += [
+        f"  {d.phase} layer {d.layer} {d.tier}: predicted {d.predicted}, measured {d.measured}"
+        for d in replay.differences
+    ]
+    return "\n".join(lines)
+
+
+def _estimate(estimate: Estimate | None, text: Callable[[float], str]) -> str:
+    if estimate is None:
+        return "-"
+    if estimate.low is None or estimate.high is None:
+        return text(estimate.value)
+    return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1%}"

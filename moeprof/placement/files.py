@@ -1,0 +1,114 @@
+"""Reading and writing the manifest."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from moeprof.errors import PlacementError
+from moeprof.placement.document import from_document, to_document, to_text
+from moeprof.placement.manifest import Placement
+from moeprof.placement.validation import check_document
+
+
+def read_placement(path: str | Path) -> Placement:
+    """The placement in a manifest, everything checked.
+
+    Raises:
+        PlacementError: the file is not there, is not JSON, or breaks the format.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PlacementError(
+            f"{path}: no such file",
+            f"make one with: moeprof plan TRACE --model MODEL --vram SIZE -o {path}",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlacementError(f"{path}: cannot be read ({error})") from error
+    return parse_placement(text, str(path))
+
+
+def parse_placement(text: str, where: str) -> Placement:
+    """The placement in the text of a manifest; `where` names it in errors.
+
+    Raises:
+        PlacementError: the text is not JSON, or breaks the format.
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise PlacementError(
+            f"{where}: not valid JSON ({error})", "undo the edit, or plan anew"
+        ) from error
+    return from_document(check_document(document, where))
+
+
+def write_placement(placement: Placement, path: str | Path, force: bool = False) -> None:
+    """Write the manifest whole or not at all; the folder is made if need be.
+
+    Args:
+        placement: what to write; checked as when reading.
+        path: the file.
+        force: replace a file that is there.
+
+    Raises:
+        PlacementError: a file is there and `force` is false, the placement breaks the format, or
+            the file cannot be written.
+    """
+    path = Path(path)
+    check_free(path, force)
+    text = to_text(check_document(to_document(placement), str(path)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text)
+    except OSError as error:
+        raise PlacementError(f"{path}: cannot be written ({error})") from error
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Refuse to overwrite.
+
+    Raises:
+        PlacementError: something is at `path` and `force` is false, or it is a folder.
+    """
+    if path.is_dir():
+        raise PlacementError(f"{path}: is a folder", f"name a file: -o {path}/NAME.json")
+    if path.exists() and not force:
+        raise PlacementError(f"{path}: already exists", "choose another -o, or add --force")
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in entries:
+            raise ValueError(f"field {key!r} stands twice in one object")
+        entries[key] = value
+    return entries
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

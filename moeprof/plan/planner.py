@@ -1,0 +1,199 @@
+"""From a trace, a model and a budget to a placement."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeprof.analyze.floor import num_simulations, uniform_counts
+from moeprof.errors import CapacityError, PlacementError
+from moeprof.hardware import HardwareProfile
+from moeprof.model_shape import ModelShape
+from moeprof.placement import (
+    AS_STORED,
+    Baseline,
+    Estimate,
+    HardwareOrigin,
+    LayerPlacement,
+    PhasePrediction,
+    PlacedModel,
+    Placement,
+    Prediction,
+    SolverRecord,
+    Tier,
+    TraceOrigin,
+)
+from moeprof.plan.baselines import BASELINES
+from moeprof.plan.budget import expert_budget
+from moeprof.plan.cost import decode_clock, replay_decode
+from moeprof.plan.evaluation import speed
+from moeprof.plan.problem import Candidate, Problem, candidates, make_problem
+from moeprof.plan.request import ModelFacts, PlanRequest
+from moeprof.plan.verdict import verdict
+from moeprof.trace import PHASES, Trace
+from moeprof.units import format_size
+
+
+def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
+    """The placement of a model's experts under one VRAM budget, with what it promises.
+
+    The placement is solved on all documents of the trace. What is predicted of it is held out:
+    the documents of each fold are scored with the placement that the same solver finds on the
+    others.
+
+    Args:
+        trace: of this model.
+        model: facts on the checkpoint.
+        request: budget and wishes.
+
+    Raises:
+        PlacementError: the trace is of another model.
+        TraceError: the trace has no assignments in the phase asked for.
+        CapacityError: the budget cannot hold even what is not an expert, or the machine of the
+            hardware profile cannot hold the rest.
+    """
+    _check_same_model(trace, model)
+    budget = expert_budget(model, request)
+    problem = make_problem(trace, request, budget.experts_available_bytes)
+    ways = candidates(problem)
+    used = ways[0].vram_bytes()
+    _check_ram(model.shape.total_expert_bytes - used, request.hardware)
+    speeds = _decode_speeds(trace, request, ways)
+    own, *others = [_prediction(way, speed) for way, speed in zip(ways, speeds, strict=True)]
+    baselines = tuple(
+        Baseline(rule.name, rule.description, way.vram_bytes(), predicted)
+        for rule, way, predicted in zip(BASELINES, ways[1:], others, strict=True)
+    )
+    solution = problem.solve(problem.training.sum(axis=0).astype(np.float64))
+    profile, shape = request.hardware, model.shape
+    return Placement(
+        model=PlacedModel(model.name, model.fingerprint, shape.num_experts, shape.moe_layers),
+        trace=TraceOrigin(trace.name, trace.digest, trace.domains),
+        hardware=None if profile is None else HardwareOrigin(profile.name, profile.source),
+        budget=dataclasses.replace(budget, experts_used_bytes=used),
+        layers=_layers(shape, solution.in_vram),
+        cache_policy=None,
+        predicted=own,
+        baselines=baselines,
+        solver=SolverRecord(
+            name="greedy",
+            phase=problem.phase,
+            optimality_gap=round(solution.optimality_gap, 6),
+            folds=problem.split.num_folds,
+            seed=request.seed,
+        ),
+        verdict=verdict(problem.phase, solution.in_vram, own, baselines),
+        notes=tuple(_notes(trace, request, problem)),
+    )
+
+
+def _check_same_model(trace: Trace, model: ModelFacts) -> None:
+    traced = trace.metadata.model
+    if traced.fingerprint != model.fingerprint:
+        raise PlacementError(
+            f"{trace.path}: is a trace of {traced.name} with fingerprint {traced.fingerprint}, "
+            f"but {model.name} has {model.fingerprint}",
+            f"trace this model: moeprof trace {model.name} DATA -o traces/NAME",
+        )
+
+
+def _check_ram(needed: int, profile: HardwareProfile | None) -> None:
+    if profile is not None and needed > profile.tiers["ram"].capacity_bytes:
+        raise CapacityError(
+            f"ram: the experts outside VRAM take {format_size(needed)}, {profile.name} has "
+            f"{format_size(profile.tiers['ram'].capacity_bytes)}",
+            "raise --vram, or use a machine with more memory",
+        )
+
+
+def _decode_speeds(
+    trace: Trace, request: PlanRequest, ways: Sequence[Candidate]
+) -> list[Estimate | None]:
+    """Decoded tokens per second of each candidate; None where nothing can price them."""
+    problem = ways[0].problem
+    if request.hardware is None or not problem.split.num_folds or not problem.has("decode"):
+        return [None] * len(ways)
+    clock = decode_clock(request.hardware, trace.shape)
+    replay = replay_decode(trace, clock, [way.held_out() for way in ways], problem.split.fold)
+    return [speed(replay.tokens, seconds, problem.split) for seconds in replay.seconds]
+
+
+def _prediction(way: Candidate, decode_speed: Estimate | None) -> Prediction:
+    coverage = way.coverage()
+    return Prediction(
+        prefill=_phase_prediction(way, "prefill", coverage["prefill"], None),
+        decode=_phase_prediction(way, "decode", coverage["decode"], decode_speed),
+    )
+
+
+def _phase_prediction(
+    way: Candidate, phase: str, coverage: Estimate | None, tokens_per_s: Estimate | None
+) -> PhasePrediction | None:
+    if not way.problem.has(phase):
+        return None
+    counts = way.problem.counts.counts[:, PHASES.index(phase)].sum(axis=0)
+    assignments, hits = int(counts.sum()), int(counts[way.final()].sum())
+    return PhasePrediction(
+        assignments=assignments,
+        hits=hits,
+        in_sample_coverage=round(hits / assignments, 6),
+        coverage=coverage,
+        uniform_floor=_uniform_floor(way.problem, counts) if way.rule is None else None,
+        hit_rate=coverage,
+        tokens_per_s=tokens_per_s,
+    )
+
+
+def _uniform_floor(problem: Problem, counts: NDArray[np.int64]) -> float:
+    """In-sample coverage of the solver on evenly drawn counts, the mean of many draws."""
+    shape = problem.counts.shape
+    drawn = uniform_counts(
+        assignments=counts.sum(axis=1),
+        num_experts=shape.num_experts,
+        top_k=shape.top_k,
+        simulations=num_simulations(shape.num_cells),
+        rng=np.random.default_rng(problem.seed),
+    )
+    benefits = [problem.solve(one.astype(np.float64)).benefit for one in drawn]
+    return round(float(np.mean(benefits)) / float(counts.sum()), 6)
+
+
+def _layers(shape: ModelShape, in_vram: NDArray[np.bool_]) -> tuple[LayerPlacement, ...]:
+    return tuple(
+        LayerPlacement(
+            layer=layer,
+            expert_bytes=expert_bytes,
+            tiers=tuple(Tier.VRAM if resident else Tier.RAM for resident in row.tolist()),
+            formats=(AS_STORED,) * shape.num_experts,
+        )
+        for layer, expert_bytes, row in zip(
+            shape.moe_layers, shape.expert_bytes, in_vram, strict=True
+        )
+    )
+
+
+def _notes(trace: Trace, request: PlanRequest, problem: Problem) -> Iterator[str]:
+    num_documents, num_groups = len(trace.documents()), len(problem.counts.group_domain)
+    folds = problem.split.num_folds
+    if folds:
+        yield (
+            f"coverage, hit_rate and tokens_per_s are held out: each of {folds} folds of the "
+            f"{num_documents} documents is scored with a placement solved on the others; this "
+            "placement is solved on all of them"
+        )
+    else:
+        yield (
+            "nothing could be held out: fewer than two documents have assignments in the phase "
+            "that the placement is solved for"
+        )
+    if num_groups < num_documents:
+        yield f"the documents are dealt to {num_groups} groups, which stand for documents"
+    if request.hardware is None:
+        yield "tokens_per_s is not predicted: no hardware profile was given"
+    elif not problem.has("decode"):
+        yield "tokens_per_s is not predicted: the trace has no decode tokens"
+    else:
+        yield "tokens_per_s is of a single sequence in decode; prefill is not priced"
+    if not trace.metadata.complete:
+        yield "the trace is not complete: moeprof trace --resume continues it"

@@ -1,0 +1,63 @@
+"""What a plan is asked for: the facts on the checkpoint, and the user's wishes."""
+
+from dataclasses import dataclass
+
+from moeprof.hardware import HardwareProfile
+from moeprof.model_shape import ModelShape
+
+PHASE_CHOICES = ("decode", "prefill", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What planning needs of a checkpoint; `moeprof.checkpoint` reads all of it from its headers.
+
+    Attributes:
+        name: directory or hub id, as the user gave it.
+        fingerprint: hash of the config and of the checkpoint's tensor headers.
+        shape: the model's numbers.
+        kv_cache_bytes: of the KV cache for the request's context and batch.
+        workspace_bytes: of the intermediate values of a forward.
+    """
+
+    name: str
+    fingerprint: str
+    shape: ModelShape
+    kv_cache_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the user wants.
+
+    Attributes:
+        vram_bytes: the budget, for everything.
+        context_tokens: tokens per sequence that the KV cache is sized for.
+        batch_size: sequences that the KV cache is sized for.
+        device_context_bytes: what the driver takes before anything is loaded.
+        phase: routing to optimise for, of `PHASE_CHOICES`; None for decode where the trace has
+            it, else prefill.
+        folds: folds over documents for held-out figures, at least 2.
+        seed: of folds, bootstrap and uniform draws.
+        hardware: the machine's profile; None leaves speeds unpredicted.
+    """
+
+    vram_bytes: int
+    context_tokens: int = 4096
+    batch_size: int = 1
+    device_context_bytes: int = 0
+    phase: str | None = None
+    folds: int = 5
+    seed: int = 0
+    hardware: HardwareProfile | None = None
+
+    def __post_init__(self) -> None:
+        if self.phase is not None and self.phase not in PHASE_CHOICES:
+            raise ValueError(f"phase {self.phase!r}, expected one of {', '.join(PHASE_CHOICES)}")
+        if self.folds < 2:
+            raise ValueError(f"folds must be at least 2, got {self.folds}")
+        if min(self.context_tokens, self.batch_size) < 1:
+            raise ValueError("context_tokens and batch_size must be at least 1")
+        if min(self.vram_bytes, self.device_context_bytes, self.seed) < 0:
+            raise ValueError("vram_bytes, device_context_bytes and seed must not be negative")

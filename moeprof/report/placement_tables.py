@@ -1,0 +1,107 @@
+"""A placement on the terminal: what the budget is spent on, where experts live, what to expect."""
+
+from collections.abc import Callable
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moeprof.placement import Estimate, PhasePrediction, Placement, Prediction, Tier
+from moeprof.units import format_size
+
+_UNKNOWN = "-"
+
+
+def placement_tables(placement: Placement) -> RenderableType:
+    """Budget, tiers and predictions beside the baselines, then verdict and notes."""
+    judged = {True: "worthwhile", False: "do not bother", None: "cannot tell"}
+    verdict = placement.verdict
+    return Group(
+        _budget_table(placement),
+        _tier_table(placement),
+        _prediction_table(placement),
+        Text(f"verdict: {judged[verdict.worthwhile]}: {verdict.reason}"),
+        *(Text(f"note: {note}") for note in placement.notes),
+    )
+
+
+def _budget_table(placement: Placement) -> Table:
+    budget = placement.budget
+    table = _table("VRAM budget", "spent on", "size", "share")
+    unused = budget.experts_available_bytes - budget.experts_used_bytes
+    cache = f"KV cache, {budget.context_tokens} tokens x {budget.batch_size}"
+    for name, size in (
+        ("weights outside the experts", budget.dense_bytes),
+        (cache, budget.kv_cache_bytes),
+        ("workspace", budget.workspace_bytes),
+        ("device context", budget.device_context_bytes),
+        ("experts", budget.experts_used_bytes),
+        ("unused", unused),
+    ):
+        table.add_row(name, format_size(size), _percent(size / max(budget.total_bytes, 1)))
+    table.add_row("budget", format_size(budget.total_bytes), _percent(1), style="bold")
+    return table
+
+
+def _tier_table(placement: Placement) -> Table:
+    table = _table("Experts by tier", "tier", "experts", "size", "per layer")
+    num_experts = placement.model.num_experts
+    for tier in Tier:
+        per_layer = [layer.num_experts_in(tier) for layer in placement.layers]
+        if any(per_layer):
+            table.add_row(
+                tier.label,
+                f"{sum(per_layer)} of {num_experts * len(placement.layers)}",
+                format_size(placement.expert_bytes_in(tier)),
+                f"{min(per_layer)} to {max(per_layer)} of {num_experts}",
+            )
+    return table
+
+
+def _prediction_table(placement: Placement) -> Table:
+    table = _table(
+        f"Predicted, solved for {placement.solver.phase}",
+        "placement",
+        "phase",
+        "held-out coverage",
+        "in-sample",
+        "uniform floor",
+        "tokens/s",
+    )
+    entries = [("this plan", placement.predicted)]
+    entries += [(baseline.name, baseline.predicted) for baseline in placement.baselines]
+    for name, prediction in entries:
+        for phase, predicted in _phases(prediction):
+            table.add_row(
+                name,
+                phase,
+                _interval(predicted.coverage, _percent),
+                _percent(predicted.in_sample_coverage),
+                _UNKNOWN if predicted.uniform_floor is None else _percent(predicted.uniform_floor),
+                _interval(predicted.tokens_per_s, lambda value: f"{value:.1f}"),
+            )
+    return table
+
+
+def _phases(prediction: Prediction) -> list[tuple[str, PhasePrediction]]:
+    both = (("prefill", prediction.prefill), ("decode", prediction.decode))
+    return [(phase, predicted) for phase, predicted in both if predicted is not None]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _interval(estimate: Estimate | None, show: Callable[[float], str]) -> str:
+    if estimate is None:
+        return _UNKNOWN
+    if estimate.low is None or estimate.high is None:
+        return show(estimate.value)
+    return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"

@@ -1,0 +1,166 @@
+"""Loading a checkpoint under a placement: each expert is read once, straight into its tier."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from moeprof.checkpoint import Checkpoint, read_checkpoint
+from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
+from moeprof.checkpoint.modules import ExpertsModule, find_moe_layers
+from moeprof.checkpoint.skeleton import build_skeleton, load_config, text_config
+from moeprof.errors import CapacityError, UnsupportedModelError
+from moeprof.placement.manifest import Placement
+from moeprof.placement.tier import Tier
+from moeprof.runtime.experts import IMPLEMENTATION, LayerExperts, read_layout
+from moeprof.runtime.meter import Meter
+from moeprof.runtime.model import LoadedModel
+from moeprof.runtime.shells import expert_parameters, load_without_experts
+from moeprof.runtime.stores import ExpertStore, ParameterSpec, SlotTable, allocate_stores
+from moeprof.runtime.weights import TensorReader
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    placement: Placement,
+    model: str | Path | Checkpoint | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> LoadedModel:
+    """Load a model with its experts split as planned; no expert is in memory twice.
+
+    Args:
+        placement: which expert lives in which tier.
+        model: directory, hub id or checkpoint; None for the one that the placement names.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
+
+    Raises:
+        PlacementError: the placement is for another checkpoint, or uses the nvme tier.
+        UnsupportedModelError: the model cannot be found or run.
+        CapacityError: no such device, or a tier does not fit.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
+    placement.check_model(checkpoint.fingerprint, checkpoint.name)
+    place = resolve_device(device)
+    config = load_config(checkpoint.path)
+    _refuse_quantized(checkpoint, config)
+    element = _element_type(dtype, config)
+    skeleton = build_skeleton(config, element)
+    modules = find_moe_layers(skeleton)
+    mapped = map_checkpoint(skeleton, modules, checkpoint.tensors)
+    specs = [_specs(experts) for experts in modules]
+    table = SlotTable.from_tiers(placement.tier_of)
+    stores = allocate_stores(table, specs, place)
+    loaded = load_without_experts(checkpoint.path, config, modules, element).to(place)
+    _fill(stores, table, skeleton, mapped, checkpoint)
+    meter = Meter(checkpoint.shape)
+    for row, experts in enumerate(find_moe_layers(loaded)):
+        experts.module.moeprof_layer = LayerExperts(  # type: ignore[assignment]
+            row, experts.num_experts, read_layout(experts.module), stores, table, meter
+        )
+    loaded.set_experts_implementation(IMPLEMENTATION)
+    sizes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
+    return LoadedModel(loaded, checkpoint, placement, stores, table, meter, place, element, sizes)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device to run on.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
+
+    Raises:
+        CapacityError: not such a device, or not on this machine.
+    """
+    name = device
+    if device == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(name)
+    except RuntimeError:
+        place = torch.device("meta")
+    if place.type not in ("cpu", "cuda"):
+        raise CapacityError(f"device {name!r}: expected cpu, cuda or cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise CapacityError(
+            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices",
+            "run with --device cpu; both tiers then live in host memory",
+        )
+    return torch.device("cuda", place.index or 0) if place.type == "cuda" else place
+
+
+def _read(placement: Placement, model: str | Path | None) -> Checkpoint:
+    try:
+        return read_checkpoint(placement.model.name if model is None else model)
+    except UnsupportedModelError as error:
+        if model is not None:
+            raise
+        hint = "name the model that the placement is for with --model"
+        raise UnsupportedModelError(f"placement: its model is not there: {error}", hint) from error
+
+
+def _element_type(dtype: str, config: PretrainedConfig) -> torch.dtype:
+    if dtype == "auto":
+        own: torch.dtype | None = getattr(text_config(config), "dtype", None)
+        return own or torch.float32
+    if dtype not in DTYPES:
+        raise UnsupportedModelError(
+            f"dtype {dtype!r}: not supported", f"use auto, {', '.join(DTYPES)}"
+        )
+    return DTYPES[dtype]
+
+
+def _refuse_quantized(checkpoint: Checkpoint, config: PretrainedConfig) -> None:
+    for part in (config, text_config(config)):
+        if getattr(part, "quantization_config", None):
+            raise UnsupportedModelError(
+                f"{checkpoint.name}: its weights are quantised, which run cannot load yet",
+                "use the checkpoint with bfloat16 weights",
+            )
+
+
+def _specs(experts: ExpertsModule) -> list[ParameterSpec]:
+    """The parameters of one expert of a module, exactly those that its layout computes with."""
+    layout = read_layout(experts.module)
+    found = expert_parameters(experts.module)
+    if set(found) != set(layout.parameter_names):
+        raise UnsupportedModelError(
+            f"{experts.name}: has parameters {sorted(found)}, expected "
+            f"{sorted(layout.parameter_names)}",
+            "this architecture can be traced and analysed, but not run under a placement yet",
+        )
+    return [
+        ParameterSpec(name, tuple(parameter.shape[1:]), parameter.dtype)
+        for name, parameter in found.items()
+    ]
+
+
+def _fill(
+    stores: Mapping[Tier, ExpertStore],
+    table: SlotTable,
+    skeleton: PreTrainedModel,
+    mapped: CheckpointMap,
+    checkpoint: Checkpoint,
+) -> None:
+    """Stream every expert from the checkpoint through transformers' converters into its slot."""
+    with TensorReader(checkpoint.path) as reader:
+        for row, sources in enumerate(mapped.experts):
+            for expert in range(checkpoint.shape.num_experts):
+                store = stores[Tier(table.tier[row, expert])]
+                values = {
+                    name.rsplit(".", 1)[-1]: value
+                    for source in sources
+                    for name, value in source.read_expert(expert, reader.read, skeleton).items()
+                }
+                try:
+                    store.put(row, int(table.slot[row, expert]), values)
+                except ValueError as error:
+                    layer = checkpoint.shape.moe_layers[row]
+                    raise UnsupportedModelError(
+                        f"{checkpoint.name}: layer {layer}, expert {expert}: {error}",
+                        "the checkpoint is of another model than its config.json says, or damaged",
+                    ) from error

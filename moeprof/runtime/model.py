@@ -1,0 +1,101 @@
+"""A model that runs under a placement: its forward, its tokenizer and its counts."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moeprof.checkpoint import Checkpoint
+from moeprof.errors import UnsupportedModelError
+from moeprof.placement.manifest import Placement
+from moeprof.placement.tier import Tier
+from moeprof.runtime.meter import Meter
+from moeprof.runtime.stores import ExpertStore, SlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward gives.
+
+    Attributes:
+        logits: [V] of the last position, on the model's device.
+        cache: the model's cache for the next step; None where none was asked for.
+    """
+
+    logits: Tensor
+    cache: Any
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A transformers model whose experts live where a placement says; `load` makes one.
+
+    Attributes:
+        model: the transformers model, with experts computed by the stores.
+        checkpoint: the files it came from.
+        placement: where its experts live.
+        stores: the experts of each tier.
+        table: which slot holds each cell.
+        meter: what it routed so far.
+        device: of everything outside the experts and of the vram tier.
+        dtype: element type of weights and activations.
+        expert_bytes: for each MoE layer the bytes of one expert in that type.
+    """
+
+    model: PreTrainedModel
+    checkpoint: Checkpoint
+    placement: Placement
+    stores: Mapping[Tier, ExpertStore]
+    table: SlotTable
+    meter: Meter
+    device: torch.device
+    dtype: torch.dtype
+    expert_bytes: tuple[int, ...]
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        token_ids: list[int],
+        phase: str,
+        cache: Any = None,  # noqa: ANN401
+        position: int = 0,
+        keep_cache: bool = True,
+    ) -> Step:
+        """Feed consecutive tokens of one sequence and count what they route.
+
+        Args:
+            token_ids: one or more.
+            phase: `prefill` or `decode`; only counted.
+            cache: of the tokens before; None at the start of a sequence.
+            position: place of the first token in its sequence.
+            keep_cache: whether a cache is wanted.
+
+        Raises:
+            UnsupportedModelError: a layer did not go through its experts, or no cache came back.
+        """
+        accepted = inspect.signature(self.model.forward).parameters
+        ids = torch.tensor([token_ids], device=self.device)
+        options: dict[str, Any] = {"use_cache": keep_cache}
+        if cache is not None:
+            options["past_key_values"] = cache
+        if "position_ids" in accepted:
+            end = position + len(token_ids)
+            options["position_ids"] = torch.arange(position, end, device=self.device)[None]
+        if "logits_to_keep" in accepted:
+            options["logits_to_keep"] = 1
+        self.meter.begin(phase, len(token_ids))
+        output = self.model(input_ids=ids, **options)
+        self.meter.finish()
+        kept = getattr(output, "past_key_values", None)
+        if keep_cache and kept is None:
+            raise UnsupportedModelError(f"{type(self.model).__name__}: returns no cache")
+        return Step(output.logits[0, -1], kept)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished; nothing to wait for on the host."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

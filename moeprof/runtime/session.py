@@ -1,0 +1,180 @@
+"""Generating text with a loaded model, prefill and decode timed apart."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from moeprof.errors import CapacityError, MoeprofError, UnsupportedModelError
+from moeprof.runtime.model import LoadedModel
+from moeprof.runtime.report import RunReport, make_report
+from moeprof.runtime.sampling import Sampler, Sampling, TextStream
+from moeprof.trace.schema import PHASES
+
+Message = dict[str, str]
+Write = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one prompt gave.
+
+    Attributes:
+        token_ids: generated tokens; the last is the end token where that ended it.
+        text: their text.
+        stopped_by: `eos`, `max_new_tokens`, or `context` where the planned context was full.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    stopped_by: str
+
+
+class Session:
+    """One model and what it generated so far.
+
+    Attributes:
+        loaded: the model.
+        generations: one for each prompt, in order.
+
+    Args:
+        loaded: a model from `load`.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self.generations: list[Generation] = []
+        self._seconds = [0.0] * len(PHASES)
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401
+        """The model's tokenizer.
+
+        Raises:
+            UnsupportedModelError: the checkpoint has none.
+        """
+        from transformers import AutoTokenizer
+
+        path = self.loaded.checkpoint.path
+        try:
+            return AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UnsupportedModelError(
+                f"{path}: its tokenizer cannot be loaded ({error})",
+                "copy the tokenizer's files beside config.json",
+            ) from error
+
+    def generate(
+        self, prompt: str, sampling: Sampling, write: Write | None = None
+    ) -> Generation:
+        """Continue a text.
+
+        Args:
+            prompt: the text.
+            sampling: how tokens are chosen.
+            write: called with each piece of generated text as it comes.
+
+        Raises:
+            MoeprofError: the prompt has no tokens, or fills the planned context.
+        """
+        return self._continue(self.tokenizer(prompt)["input_ids"], sampling, write)
+
+    def reply(
+        self, messages: list[Message], sampling: Sampling, write: Write | None = None
+    ) -> Generation:
+        """Answer a conversation through the model's chat template.
+
+        Args:
+            messages: each with `role` and `content`.
+            sampling: how tokens are chosen.
+            write: called with each piece of generated text as it comes.
+
+        Raises:
+            UnsupportedModelError: the tokenizer has no chat template.
+            CapacityError: the conversation fills the planned context.
+        """
+        if not self.tokenizer.chat_template:
+            raise UnsupportedModelError(
+                f"{self.loaded.checkpoint.name}: its tokenizer has no chat template",
+                "continue a text with --prompt instead",
+            )
+        token_ids = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return self._continue(token_ids, sampling, write)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time of a block to a phase; the device is waited for at both ends only."""
+        self.loaded.synchronize()
+        begin = time.perf_counter()
+        yield
+        self.loaded.synchronize()
+        self._seconds[PHASES.index(phase)] += time.perf_counter() - begin
+
+    def report(self) -> RunReport:
+        """What was measured so far."""
+        last = self.generations[-1:]
+        return replace(
+            make_report(self.loaded, self._seconds),
+            token_ids=tuple(token for g in self.generations for token in g.token_ids),
+            text="".join(g.text for g in self.generations),
+            stopped_by=last[0].stopped_by if last else None,
+        )
+
+    def _continue(
+        self, token_ids: list[int], sampling: Sampling, write: Write | None
+    ) -> Generation:
+        context = self.loaded.placement.budget.context_tokens
+        if not token_ids:
+            raise MoeprofError("prompt: has no tokens", "give a text to continue")
+        if len(token_ids) >= context:
+            raise CapacityError(
+                f"prompt: has {len(token_ids)} tokens, the placement was planned for a context "
+                f"of {context}",
+                f"plan again with --context {2 * len(token_ids)}, or shorten the prompt",
+            )
+        pieces: list[str] = []
+
+        def keep(piece: str) -> None:
+            pieces.append(piece)
+            if write is not None:
+                write(piece)
+
+        stream = TextStream(self.tokenizer, keep)
+        generated, stopped_by = self._decode(token_ids, sampling, stream.push)
+        stream.end()
+        generation = Generation(tuple(generated), "".join(pieces), stopped_by)
+        self.generations.append(generation)
+        return generation
+
+    def _decode(
+        self, token_ids: list[int], sampling: Sampling, push: Callable[[int], None]
+    ) -> tuple[list[int], str]:
+        """Prefill, then one token at a time; the last token is not fed any more."""
+        sampler, ends = Sampler(sampling), self._end_tokens()
+        room = self.loaded.placement.budget.context_tokens - len(token_ids)
+        limit = min(sampling.max_new_tokens, room)
+        with self.timed(PHASES[0]):
+            step = self.loaded.forward(token_ids, PHASES[0])
+            generated = [sampler.draw(step.logits)]
+        with self.timed(PHASES[1]):
+            while generated[-1] not in ends:
+                push(generated[-1])
+                if len(generated) == limit:
+                    return generated, "context" if limit == room else "max_new_tokens"
+                position = len(token_ids) + len(generated) - 1
+                step = self.loaded.forward(generated[-1:], PHASES[1], step.cache, position)
+                generated.append(sampler.draw(step.logits))
+        return generated, "eos"
+
+    def _end_tokens(self) -> frozenset[int]:
+        model = self.loaded.model
+        declared = getattr(model.generation_config, "eos_token_id", None)
+        if declared is None:
+            declared = self.tokenizer.eos_token_id
+        if declared is None:
+            return frozenset()
+        return frozenset(declared if isinstance(declared, list) else [declared])

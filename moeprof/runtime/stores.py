@@ -1,0 +1,187 @@
+"""Where experts live during a run: one store per tier, sized exactly as the placement says."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moeprof.errors import CapacityError, PlacementError
+from moeprof.placement.tier import Tier
+from moeprof.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """Shape and element type of one parameter of one expert.
+
+    Attributes:
+        name: inside its experts module, such as `gate_up_proj`.
+        shape: of one expert.
+        dtype: element type in the store.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one expert's parameter."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class ExpertStore:
+    """The experts of one tier: for each layer and parameter one buffer of `[slots, ...]`.
+
+    Attributes:
+        tier: the tier.
+        device: where its buffers are.
+        num_bytes: bytes of all buffers.
+
+    Args:
+        tier: the tier.
+        device: where to allocate.
+        slots: for each layer the number of experts.
+        specs: for each layer the parameters of one expert.
+        pinned: whether host buffers are page-locked, for fast copies to a CUDA device.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        device: torch.device,
+        slots: Sequence[int],
+        specs: Sequence[Sequence[ParameterSpec]],
+        pinned: bool = False,
+    ) -> None:
+        self.tier = tier
+        self.device = device
+        self._buffers: list[dict[str, Tensor]] = [
+            {
+                spec.name: torch.empty(
+                    (count, *spec.shape), dtype=spec.dtype, device=device, pin_memory=pinned
+                )
+                for spec in layer
+            }
+            if count
+            else {}
+            for count, layer in zip(slots, specs, strict=True)
+        ]
+        self.num_bytes = sum(b.nbytes for layer in self._buffers for b in layer.values())
+
+    def put(self, row: int, slot: int, values: Mapping[str, Tensor]) -> None:
+        """Copy the parameters of one expert into its slot.
+
+        Args:
+            row: index of the layer in `moe_layers`.
+            slot: the expert's slot in this layer.
+            values: for each parameter a tensor of its shape, of any floating type.
+
+        Raises:
+            ValueError: a parameter is missing or unknown, or has another shape.
+        """
+        targets = self.expert(row, slot)
+        if targets.keys() != values.keys():
+            raise ValueError(f"expected parameters {sorted(targets)}, got {sorted(values)}")
+        for name, target in targets.items():
+            if target.shape != values[name].shape:
+                raise ValueError(
+                    f"{name}: expected shape {list(target.shape)}, got {list(values[name].shape)}"
+                )
+            target.copy_(values[name])
+
+    def expert(self, row: int, slot: int) -> dict[str, Tensor]:
+        """The parameters of the expert in a slot; views, no copies."""
+        return {name: buffer[slot] for name, buffer in self._buffers[row].items()}
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTable:
+    """Which slot of which store holds each cell.
+
+    Attributes:
+        tier: [L, E] uint8, the value of `Tier`.
+        slot: [L, E] int32, index in that tier's buffers of the layer; a tier's experts fill its
+            slots in ascending order.
+    """
+
+    tier: NDArray[np.uint8]
+    slot: NDArray[np.int32]
+
+    @classmethod
+    def from_tiers(cls, tier_of: NDArray[np.uint8]) -> "SlotTable":
+        """The table of a placement.
+
+        Args:
+            tier_of: [L, E] uint8.
+        """
+        slot = np.zeros(tier_of.shape, np.int32)
+        for tier in Tier:
+            held = tier_of == tier
+            slot[held] = (np.cumsum(held, axis=1) - 1)[held]
+        return cls(tier_of, slot)
+
+    def slots_in(self, tier: Tier) -> list[int]:
+        """For each layer the number of experts in a tier."""
+        return [int(count) for count in (self.tier == tier).sum(axis=1)]
+
+
+def allocate_stores(
+    table: SlotTable, specs: Sequence[Sequence[ParameterSpec]], device: torch.device
+) -> Mapping[Tier, ExpertStore]:
+    """The stores of the vram and the ram tier, empty.
+
+    Without a CUDA device both are in host memory. With one, the ram tier's buffers are pinned.
+
+    Args:
+        table: which tier holds which cell.
+        specs: for each layer the parameters of one expert.
+        device: the device of the vram tier.
+
+    Raises:
+        PlacementError: the placement uses the nvme tier.
+        CapacityError: a tier does not fit the memory it is to live in.
+    """
+    if (table.tier == Tier.NVME).any():
+        raise PlacementError(
+            "placement: has experts in tier nvme, which this version of moeprof cannot run",
+            "plan again with enough --ram that nothing is left for nvme",
+        )
+    stores = {}
+    for tier in (Tier.VRAM, Tier.RAM):
+        place = device if tier is Tier.VRAM else torch.device("cpu")
+        slots = table.slots_in(tier)
+        needed = sum(
+            count * sum(spec.num_bytes for spec in layer)
+            for count, layer in zip(slots, specs, strict=True)
+        )
+        _check_capacity(tier, place, needed)
+        pinned = tier is Tier.RAM and device.type == "cuda"
+        stores[tier] = ExpertStore(tier, place, slots, specs, pinned)
+    return stores
+
+
+def _check_capacity(tier: Tier, device: torch.device, needed: int) -> None:
+    on_card = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_card else _host_memory()
+    if needed > free:
+        raise CapacityError(
+            f"tier {tier.label} needs {format_size(needed)} on {device}, "
+            f"{format_size(free)} are free",
+            "plan with a smaller budget, or load with a smaller --dtype",
+        )
+
+
+def _host_memory() -> int:
+    """Bytes of host memory that can be had without swapping; of the whole machine off Linux."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
