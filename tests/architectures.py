@@ -5,9 +5,11 @@ selection by biased scores differs from one by plain logits.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -15,6 +17,49 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
+
+SHORT_SELECTION = [
+    "dbrx",
+    "deepseek_v3",
+    "doge",
+    "gpt_oss",
+    "jetmoe",
+    "llama4_text",
+    "longcat_flash",
+    "mixtral",
+    "olmoe",
+    "qwen3_moe",
+    "zaya",
+]
+
+# Causal language models, then the image and audio models whose text part is one.
+# fmt: off
+ALL_TYPES = [
+    "afmoe", "aria_text", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "dbrx",
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "doge", "dots1", "dots3_note",
+    "dots3_note_text", "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint", "gemma4",
+    "gemma4_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss", "granitemoe",
+    "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3",
+    "hy_v4", "inkling2_text", "inkling_text", "jamba", "jetmoe", "kimi_linear", "kolibri1",
+    "laguna", "lfm2_moe", "llama4", "llama4_text", "longcat_flash", "mellum", "mimo_v2_flash",
+    "minimax", "minimax_m2", "minimax_m3_vl_text", "mixtral", "nemotron_h", "olmoe", "phimoe",
+    "qwen2_moe", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen4_exp",
+    "qwen4_exp_text", "solar_open", "zaya", "aria", "deepseek_ocr2", "glm4v_moe", "glm5_next",
+    "inkling2", "kimi_k25", "minimax_m3_vl", "mistral4", "mistral_large4", "muse_spark",
+    "nemotron_h_omni", "qwen3_omni_moe_thinker", "qwen3_vl_moe", "step3p7", "unlimited_ocr",
+]
+# fmt: on
+
+# Built by the tests, and refused by the tap with a sentence.
+REFUSED_TYPES = {
+    "diffusion_gemma": "denoises blocks with two sets of experts, so it is not autoregressive",
+    "ernie4_5_vl_moe": "has two sets of experts in a layer, for text and for images",
+}
+
+NOT_BUILT_TYPES = {
+    "gemma4_assistant": "drafts from the key-value states of its target, so it cannot run alone",
+    "inkling_mm_model": "its vision tower needs scipy; inkling_text is its language model",
+}
 
 VOCABULARY = 96
 NUM_EXPERTS = 8
@@ -122,9 +167,6 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "beam": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "dbrx": {
         "d_model": 32,
-        "n_heads": 4,
-        "n_layers": 3,
-        "max_seq_len": 128,
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": NUM_EXPERTS, "moe_top_k": 3},
     },
@@ -164,7 +206,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
             "mrope_section": [1, 1, 0],
         }
     },
-    "glm5_next_text": _MLA | {"qk_rope_head_dim": 0, "head_dim": 0},
+    "glm5_next_text": _MLA
+    | {
+        "qk_rope_head_dim": 0,
+        "head_dim": 0,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
     "glm_moe_dsa": _MLA,
     "granitemoehybrid": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
@@ -192,7 +239,10 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "n_groups": 2,
     },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 90},
-    "step3p5": {"sliding_window": 8},
+    "step3p5": {
+        "sliding_window": 8,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
     "radio": {"video_temporal_patch_size": 2, "max_img_size": 32},
     "nemotron_h_omni": {"vision_hidden_size": 16, "projector_hidden_size": 16},
     "qwen4_exp_text": {
@@ -206,7 +256,37 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 
+# Two threads wait longer for each other than these models compute.
+torch.set_num_threads(1)
+
+_EXPERT_FIELD = re.compile(r"expert|moe")
 _ROUTER_BIAS = re.compile(r"(score_correction_bias|expert_bias|balancing_biases|router.*bias)$")
+
+
+def installed(model_types: list[str]) -> list[str]:
+    """Those of the types that the installed transformers knows."""
+    return [model_type for model_type in model_types if model_type in CONFIG_MAPPING]
+
+
+def types_with_experts() -> set[str]:
+    """Types of language model in transformers whose config has a field about experts."""
+    configs = {*MODEL_FOR_CAUSAL_LM_MAPPING, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
+    return {
+        config.model_type for config in configs if any(map(_EXPERT_FIELD.search, _names(config)))
+    }
+
+
+def _names(config_class: type[PreTrainedConfig]) -> Iterator[str]:
+    """Field names of a config and of those inside it."""
+    try:
+        pending = [config_class().to_dict()]
+    except StrictDataclassClassValidationError:
+        yield "no default, so experts cannot be ruled out"
+        return
+    while pending:
+        fields = pending.pop()
+        yield from map(str, fields)
+        pending += [value for value in fields.values() if isinstance(value, dict)]
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
@@ -236,10 +316,19 @@ def randomize(model: nn.Module) -> None:
             if name.endswith("tid2eid"):  # deepseek_v4 routes its first layers by token id
                 order = torch.rand((tensor.shape[0], NUM_EXPERTS), generator=generator).argsort(1)
                 tensor.copy_(order[:, : tensor.shape[1]])
-            elif _ROUTER_BIAS.search(name):
-                tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
-            elif tensor.dim() >= 2 and tensor.is_floating_point() and "rotary" not in name:
-                tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+            elif (scale := _scale(name, tensor)) > 0:
+                tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
+            if name.endswith("balancing_biases"):
+                tensor[-1] = 0.5  # zaya's choice of no expert, rare otherwise
+
+
+def _scale(name: str, tensor: torch.Tensor) -> float:
+    """Standard deviation of a tensor's values; 0 where the model's own ones stay."""
+    if _ROUTER_BIAS.search(name):
+        return 0.05
+    if tensor.dim() < 2 or not tensor.is_floating_point() or "rotary" in name:
+        return 0.0
+    return 1.0 if "router_mlp" in name else 0.4  # zaya's deep router flattens its logits
 
 
 def _fields(config_class: type[PreTrainedConfig], values: dict[str, Any]) -> dict[str, Any]:

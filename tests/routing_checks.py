@@ -8,7 +8,7 @@ from architectures import VOCABULARY, tiny_model
 from routing_oracle import Usage, observe
 from torch import Tensor, nn
 
-from moeprof.capture.routing import Routed, RoutingTap
+from moeprof.capture.routing import Routed, RoutingTap, moe_shape
 from moeprof.native import NO_EXPERT
 
 _LENGTHS = (9, 6)
@@ -46,6 +46,7 @@ def padded_batch() -> tuple[Tensor, Tensor]:
 
 
 def check_padded_batch(model: nn.Module, alone: bool) -> None:
+    """Real rows equal the oracle's and, if asked, those of each sequence alone."""
     ids, mask = padded_batch()
 
     def run() -> Tensor:
@@ -54,6 +55,7 @@ def check_padded_batch(model: nn.Module, alone: bool) -> None:
     tap, (routed,), tapped_logits = record(model, run)
     with torch.no_grad():
         assert torch.equal(run(), tapped_logits), "recording changed the logits"
+    assert moe_shape(model) == (tap.layers, tap.num_experts)
     real = mask.bool().flatten()
     seen = observe(model, run)
     assert tuple(seen) == tap.layers
@@ -65,14 +67,15 @@ def check_padded_batch(model: nn.Module, alone: bool) -> None:
 
 
 def check_one_by_one(model: nn.Module, batch: Routed, real: Tensor) -> None:
+    """The real rows [T] of the batch routed as each sequence does without padding."""
     ids, _ = padded_batch()
+    _, num_experts = moe_shape(model)
     single = [
         record(model, lambda n=n, length=length: model(input_ids=ids[n : n + 1, :length]))[1][0]
         for n, length in enumerate(_LENGTHS)
     ]
     ids_alone = torch.cat([routed.ids for routed in single], dim=1)
     weights_alone = torch.cat([routed.weights for routed in single], dim=1)
-    num_experts = int(ids_alone[ids_alone != NO_EXPERT].max()) + 1
     torch.testing.assert_close(
         dense(batch.ids[:, real], batch.weights[:, real], num_experts),
         dense(ids_alone, weights_alone, num_experts),
@@ -82,6 +85,7 @@ def check_one_by_one(model: nn.Module, batch: Routed, real: Tensor) -> None:
 
 
 def check_generation(model: nn.Module) -> None:
+    """Every forward of a greedy generation equals the oracle's, prompt and single tokens."""
     prompt = torch.randint(3, VOCABULARY, (2, 5), generator=torch.Generator().manual_seed(3))
 
     def run() -> Tensor:

@@ -1,11 +1,6 @@
 import io
 import itertools
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -22,7 +17,7 @@ from moeprof.capture.tracer import TraceRequest, trace
 from moeprof.capture.windows import encoder, windows
 from moeprof.cli import main
 from moeprof.errors import TraceError, UnsupportedModelError
-from moeprof.trace import Trace, open_trace
+from moeprof.trace import open_trace
 from moeprof.trace.schema import CaptureSettings
 from moeprof.trace.writer import TraceWriter
 
@@ -307,60 +302,6 @@ def test_memory_does_not_grow_with_the_corpus(tiny_model, tmp_path) -> None:
     peak(100)
     short, long = peak(200), peak(2000)
     assert long < short + 100_000, "ten times the text, 70,000 tokens more"
-
-
-def spawn(arguments: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "moeprof", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("generate", [0, 3])
-def test_a_killed_trace_resumes_without_a_token_lost_or_repeated(
-    tiny_model, tmp_path, generate
-) -> None:
-    rng = random.Random(generate)
-    words = TEXTS["one.txt"].split()
-    for domain in ("a", "b"):
-        (tmp_path / domain).mkdir()
-        for index in range(60):
-            text = " ".join(rng.choices(words, k=rng.randrange(20, 90)))
-            (tmp_path / domain / f"{index:03d}.txt").write_text(text)
-    options = ["--sequence-length", "64", "--batch-size", "2", "--dtype", "float32"]
-    options += ["--generate", str(generate), "--commit-seconds", "0.02", "--temperature", "1"]
-    data = [f"a={tmp_path}/a", f"b={tmp_path}/b"]
-    main_arguments = ["trace", str(tiny_model), *data, *options]
-    whole_run = spawn([*main_arguments, "-o", str(tmp_path / "whole")])
-    begun = time.monotonic()
-    assert whole_run.wait() == 0, whole_run.stderr.read()
-    duration = time.monotonic() - begun
-    killed = 0
-    output = tmp_path / "killed"
-    for _ in range(10):
-        run = spawn([*main_arguments, "-o", str(output), "--resume"])
-        time.sleep(duration * rng.uniform(0.4, 1.0))
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        killed += run.returncode == -signal.SIGKILL
-        if (output / "trace.json").exists():
-            open_trace(output).tally()
-    last = spawn([*main_arguments, "-o", str(output), "--resume"])
-    assert last.wait() == 0, last.stderr.read()
-    assert killed >= 3
-    whole, pieces = open_trace(tmp_path / "whole"), open_trace(output)
-    pd.testing.assert_frame_equal(in_order(whole), in_order(pieces))
-    pd.testing.assert_frame_equal(whole.counts(), pieces.counts())
-    pieces.verify()
-
-
-def in_order(trace: Trace) -> pd.DataFrame:
-    rows = trace.rows().sort_values(["layer", "sequence", "position"], ignore_index=True)
-    rows["domain"] = rows["domain"].astype(str)
-    return rows
 
 
 def test_the_command_traces_standard_input_and_reports(

@@ -38,7 +38,7 @@ class Analysis:
         settings: what was asked for.
         samples: one row per domain and phase: domain, phase, document_groups, folds, assignments.
         coverage: domain, phase, share, cells and the three coverages, for every share of
-            `SHARES`; hot sets over the whole model.
+            `SHARES` and for `settings.share`; hot sets over the whole model.
         curve: the same for shares close together, to draw.
         layers: domain, phase, layer, share, experts and the three coverages of a hot set of
             `settings.share` chosen in that layer.
@@ -122,7 +122,7 @@ def analyze(trace: Trace | CellCounts, settings: AnalysisSettings | None = None)
         shape=cells.shape,
         settings=settings,
         samples=_sample_frame(samples),
-        coverage=curve[curve["share"].isin(SHARES)].reset_index(drop=True),
+        coverage=curve[curve["share"].isin({*SHARES, settings.share})].reset_index(drop=True),
         curve=curve,
         layers=pd.concat(layers, ignore_index=True),
         hot_sets=pd.concat(chosen, ignore_index=True),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
+from moeprof.cli.analyze import analyze
 from moeprof.cli.inspect import inspect
 from moeprof.cli.trace import trace
 from moeprof.errors import MoeprofError
@@ -16,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (trace, inspect):
+for command in (trace, inspect, analyze):
     app.command()(command)
 
 

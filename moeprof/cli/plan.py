@@ -9,6 +9,7 @@ from moeprof.cli.options import Force, Json, Seed, TraceArgument
 
 if TYPE_CHECKING:
     from moeprof.hardware import HardwareProfile
+    from moeprof.placement import Placement
     from moeprof.plan import ModelFacts
 
 # What a CUDA context takes on common cards, in bytes; a hardware profile holds the measured size.
@@ -27,14 +28,18 @@ def plan(
     ] = None,
     phase: Annotated[
         str | None,
-        typer.Option(help="Routing to optimise for: decode, prefill or all. [default: decode "
-                          "where the trace has it, else prefill]"),
+        typer.Option(
+            help="Routing to optimise for: decode, prefill or all. [default: decode "
+            "where the trace has it, else prefill]"
+        ),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds for held-out figures.")] = 5,
     device_context: Annotated[
         str | None,
-        typer.Option(help="VRAM the driver takes. [default: of the hardware profile, else "
-                          "512MiB with a CUDA device and 0 without]"),
+        typer.Option(
+            help="VRAM the driver takes. [default: of the hardware profile, else "
+            "512MiB with a CUDA device and 0 without]"
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write. [default: OUTPUT with .png]")
@@ -51,10 +56,13 @@ def plan(
     Example:
         moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 -o plan.json
     """
+    from rich.console import Console
+
     from moeprof.hardware import read_hardware
-    from moeprof.placement import check_free, write_placement
+    from moeprof.placement import check_free, placement_text, write_placement, write_whole
     from moeprof.plan import PHASE_CHOICES, PlanRequest
     from moeprof.plan import plan as make_plan
+    from moeprof.report.placement_tables import placement_tables
     from moeprof.trace import open_trace
     from moeprof.units import parse_size
 
@@ -76,4 +84,58 @@ def plan(
     )
     opened = open_trace(trace)
     placement = make_plan(opened, _model_facts(model, context, batch), request)
+    drawn = _picture(placement)
     write_placement(placement, output, force)
+    write_whole(picture, drawn)
+    if as_json:
+        typer.echo(placement_text(placement), nl=False)
+    else:
+        Console(highlight=False).print(placement_tables(placement))
+    typer.echo(f"wrote {output}", err=True)
+    typer.echo(f"wrote {picture}", err=True)
+
+
+def _picture(placement: "Placement") -> bytes:
+    """The placement as a PNG file."""
+    from io import BytesIO
+
+    from moeprof.report.figures import placement_figure
+    from moeprof.report.placement_tables import placement_title
+
+    title = placement_title(placement)
+    figure = placement_figure(placement.tier_of, placement.model.moe_layers, title)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
+
+
+def _model_facts(model: str, context: int, batch: int) -> "ModelFacts":
+    from moeprof.checkpoint import kv_cache_bytes, read_checkpoint, workspace_bytes
+    from moeprof.plan import ModelFacts
+
+    checkpoint = read_checkpoint(model)
+    return ModelFacts(
+        name=model,
+        fingerprint=checkpoint.fingerprint,
+        shape=checkpoint.shape,
+        kv_cache_bytes=kv_cache_bytes(checkpoint, context, batch),
+        workspace_bytes=workspace_bytes(checkpoint, context, batch),
+    )
+
+
+def _device_context_bytes(given: str | None, profile: "HardwareProfile | None") -> int:
+    """Bytes of the device context, and a line on where the figure comes from."""
+    import torch
+
+    from moeprof.units import format_size, parse_size
+
+    if given is not None:
+        size, source = parse_size(given), "as given"
+    elif profile is not None:
+        size, source = profile.device_context_bytes, f"of hardware profile {profile.name}"
+    elif torch.cuda.is_available():
+        size, source = _TYPICAL_CONTEXT_BYTES, "typical of a CUDA device; --device-context sets it"
+    else:
+        size, source = 0, "no CUDA device here, the plan is for host memory in its place"
+    typer.echo(f"device context: {format_size(size)}, {source}", err=True)
+    return size

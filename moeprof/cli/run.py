@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from moeprof.cli.options import Json, Seed
 from moeprof.errors import MoeprofError
 
 if TYPE_CHECKING:
+    from moeprof.placement import Placement
     from moeprof.runtime import RunReport, Sampling, Session
 
 
@@ -81,3 +84,67 @@ def run(
     _show(report, as_json)
     if report.replay is not None and not report.replay.equal:
         raise typer.Exit(1)
+
+
+def _replay(
+    plan: "Placement", spec: str, model: str | None, device: str, dtype: str
+) -> "RunReport":
+    from moeprof.runtime import load, replay, select_documents
+
+    selection = select_documents(spec)
+    if dtype == "auto":
+        dtype = selection.trace.metadata.capture.dtype
+    loaded = load(plan, model, device=device, dtype=dtype)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replay", total=None)
+        return replay(
+            loaded, selection, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _chat(session: "Session", sampling: "Sampling", quiet: bool) -> None:
+    """Each line of standard input is a turn; its end ends the conversation."""
+    messages: list[dict[str, str]] = []
+    asking = sys.stdin.isatty()
+    while True:
+        if asking:
+            typer.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        answer = session.reply(messages, sampling, None if quiet else _write)
+        _end_line(quiet)
+        messages.append({"role": "assistant", "content": answer.text})
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MoeprofError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise MoeprofError(
+            f"{path}: not UTF-8 text, byte {error.start} is 0x{error.object[error.start]:02x}",
+            f"convert it, as in: iconv -f latin1 -t utf-8 {path}",
+        ) from error
+
+
+def _write(piece: str) -> None:
+    typer.echo(piece, nl=False)
+
+
+def _end_line(quiet: bool) -> None:
+    if not quiet:
+        typer.echo()
+
+
+def _show(report: "RunReport", as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report.to_document(), indent=1, sort_keys=True, ensure_ascii=False))
+        return
+    from moeprof.cli.run_tables import print_report
+
+    print_report(report, Console(stderr=True))

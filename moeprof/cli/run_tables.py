@@ -23,7 +23,8 @@ def print_report(report: RunReport, console: Console) -> None:
 
 
 def _tiers(report: RunReport) -> Table:
-    table = Table(title=f"{report.model} in {report.dtype} on {report.device}", title_justify="left")
+    title = f"{report.model} in {report.dtype} on {report.device}"
+    table = Table(title=title, title_justify="left")
     table.add_column("tier")
     table.add_column("lives on")
     for name in ("experts", "planned", "allocated"):

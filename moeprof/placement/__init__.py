@@ -1,7 +1,14 @@
 """The placement format: which expert lives in which tier; specified in `placements/README.md`."""
 
 from moeprof.placement.diff import ExpertMove, PlacementDiff, diff
-from moeprof.placement.files import check_free, parse_placement, read_placement, write_placement
+from moeprof.placement.files import (
+    check_free,
+    parse_placement,
+    placement_text,
+    read_placement,
+    write_placement,
+    write_whole,
+)
 from moeprof.placement.manifest import (
     AS_STORED,
     Baseline,
@@ -42,7 +49,9 @@ __all__ = [
     "format_ranges",
     "parse_placement",
     "parse_ranges",
+    "placement_text",
     "read_placement",
     "schema",
     "write_placement",
+    "write_whole",
 ]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +60,23 @@ def write_placement(placement: Placement, path: str | Path, force: bool = False)
     path = Path(path)
     check_free(path, force)
     text = to_text(check_document(to_document(placement), str(path)))
+    write_whole(path, text.encode())
+
+
+def placement_text(placement: Placement) -> str:
+    """The text of the manifest, as `write_placement` writes it."""
+    return to_text(to_document(placement))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, replacing one that is there; make its folder if need be.
+
+    Raises:
+        PlacementError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text)
+        _replace(path, content)
     except OSError as error:
         raise PlacementError(f"{path}: cannot be written ({error})") from error
 
@@ -80,25 +93,17 @@ def check_free(path: Path, force: bool) -> None:
         raise PlacementError(f"{path}: already exists", "choose another -o, or add --force")
 
 
-def _replace(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _replace(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with unfinished.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
+        unfinished.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

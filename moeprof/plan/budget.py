@@ -52,9 +52,9 @@ def _does_not_fit(parts: dict[str, int], request: PlanRequest) -> tuple[str, str
         f"{format_size(request.vram_bytes)}: {', '.join(sizes)}; the largest part is the {largest}"
     )
     raised = f"raise --vram to {_at_least(needed)} or more"
-    if largest == "KV cache":
+    if parts["KV cache"] + parts["workspace"] > needed / 2:
         given = f"--context {request.context_tokens} --batch {request.batch_size}"
-        return what, f"shorten the KV cache ({given}), or {raised}"
+        return what, f"KV cache and workspace follow {given}: lower them, or {raised}"
     return what, raised
 
 

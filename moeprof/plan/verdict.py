@@ -34,7 +34,8 @@ def verdict(
         return Verdict(False, "no expert fits into what remains of the budget: raise it")
     judged = phase if phase != "all" else ("decode" if predicted.decode else "prefill")
     own = _of(predicted, judged)
-    if own.coverage is None or own.coverage.low is None:
+    covered = own.coverage
+    if covered is None or covered.low is None or covered.high is None:
         return Verdict(None, "too few documents to hold any out: trace more of them")
     untraced = {
         baseline.name: _of(baseline.predicted, judged)
@@ -43,15 +44,20 @@ def verdict(
     }
     reference = max(float(in_vram.mean()), *(_coverage(entry) for entry in untraced.values()))
     figures = (
-        f"held-out {judged} coverage {own.coverage.value:.1%} "
-        f"[{own.coverage.low:.1%}, {own.coverage.high:.1%}], {reference:.1%} without a trace"
+        f"held-out {judged} coverage {_percent(covered.value)} "
+        f"[{_percent(covered.low)}, {_percent(covered.high)}], "
+        f"{_percent(reference)} without a trace"
     )
-    if own.coverage.low <= reference:
+    if covered.low <= reference:
         return Verdict(False, f"no clear gain over placing experts without a trace: {figures}")
     for name, entry in untraced.items():
         if _is_slower(own.tokens_per_s, entry.tokens_per_s):
             return Verdict(False, f"more hits but no more speed than {name}: {figures}")
     return Verdict(True, figures)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _of(prediction: Prediction, phase: str) -> PhasePrediction:

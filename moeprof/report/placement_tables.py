@@ -25,6 +25,19 @@ def placement_tables(placement: Placement) -> RenderableType:
     )
 
 
+def placement_title(placement: Placement) -> str:
+    """The finding that a picture of the placement shows, in one line."""
+    vram = [layer.num_experts_in(Tier.VRAM) for layer in placement.layers]
+    num_cells = placement.model.num_experts * len(placement.layers)
+    held = f"vram holds {sum(vram)} of {num_cells} experts"
+    coverages = [
+        f"{_percent(predicted.coverage.value)} of {phase}"
+        for phase, predicted in _phases(placement.predicted)
+        if predicted.coverage is not None
+    ]
+    return f"{held} and serves {' and '.join(coverages)}, held out" if coverages else held
+
+
 def _budget_table(placement: Placement) -> Table:
     budget = placement.budget
     table = _table("VRAM budget", "spent on", "size", "share")
@@ -96,7 +109,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.1%}"
+    return f"{100 * share:.1f} %"
 
 
 def _interval(estimate: Estimate | None, show: Callable[[float], str]) -> str:

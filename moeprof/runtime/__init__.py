@@ -5,7 +5,7 @@ from moeprof.runtime.model import LoadedModel
 from moeprof.runtime.replay import replay, select_documents
 from moeprof.runtime.report import RunReport
 from moeprof.runtime.sampling import Sampling
-from moeprof.runtime.session import Session
+from moeprof.runtime.session import Session, run
 
 __all__ = [
     "LoadedModel",
@@ -14,5 +14,6 @@ __all__ = [
     "Session",
     "load",
     "replay",
+    "run",
     "select_documents",
 ]

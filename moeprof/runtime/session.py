@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from moeprof.errors import CapacityError, MoeprofError, UnsupportedModelError
+from moeprof.placement.manifest import Placement
+from moeprof.runtime.loader import load
 from moeprof.runtime.model import LoadedModel
 from moeprof.runtime.report import RunReport, make_report
 from moeprof.runtime.sampling import Sampler, Sampling, TextStream
@@ -66,9 +69,7 @@ class Session:
                 "copy the tokenizer's files beside config.json",
             ) from error
 
-    def generate(
-        self, prompt: str, sampling: Sampling, write: Write | None = None
-    ) -> Generation:
+    def generate(self, prompt: str, sampling: Sampling, write: Write | None = None) -> Generation:
         """Continue a text.
 
         Args:
@@ -178,3 +179,32 @@ class Session:
         if declared is None:
             return frozenset()
         return frozenset(declared if isinstance(declared, list) else [declared])
+
+
+def run(
+    placement: Placement,
+    prompt: str,
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    sampling: Sampling | None = None,
+) -> RunReport:
+    """Load a model under a placement, continue a text, and report what was measured.
+
+    Args:
+        placement: which expert lives in which tier.
+        prompt: the text.
+        model: directory or hub id; None for the one that the placement names.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
+        sampling: how tokens are chosen; None for 128 greedy tokens.
+
+    Raises:
+        PlacementError: the placement is for another checkpoint, or uses the nvme tier.
+        UnsupportedModelError: the model cannot be found or run.
+        CapacityError: no such device, a tier does not fit, or the prompt fills the context.
+    """
+    session = Session(load(placement, model, device=device, dtype=dtype))
+    session.generate(prompt, sampling or Sampling())
+    return session.report()

@@ -1,0 +1,225 @@
+"""What tracing costs: time against the plain forward, bytes on disk against the ids' entropy.
+
+    python benchmarks/trace_overhead.py [--output FILE.json]
+
+The plain forward and the traced one (tap, copy, check, Parquet) take turns on the same batches
+(A B A B ...), so that a slow minute of the machine hits both. The model is Qwen3-MoE with random
+weights, large enough that a forward on two cores takes a while, as a real one does.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from moeprof.capture.engine import Engine
+from moeprof.capture.windows import Window
+from moeprof.model_shape import ModelShape
+from moeprof.trace import Trace, open_trace, schema
+from moeprof.trace.writer import Document, TraceWriter
+
+NUM_LAYERS, NUM_EXPERTS, TOP_K = 8, 128, 8
+BATCH_SIZE, SEQUENCE_LENGTH = 4, 512
+
+
+def make_model(seed: int) -> Qwen3MoeForCausalLM:
+    """About 440 M parameters: 8 layers of 128 experts, top-8."""
+    config = Qwen3MoeConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        moe_intermediate_size=256,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=NUM_EXPERTS,
+        num_experts_per_tok=TOP_K,
+    )
+    torch.manual_seed(seed)
+    with torch.device("cpu"):
+        return Qwen3MoeForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def metadata(weights: bool) -> schema.TraceMetadata:
+    """Of a trace of this model; nothing in it is measured."""
+    shape = ModelShape(
+        model_type="qwen3_moe",
+        num_layers=NUM_LAYERS,
+        moe_layers=tuple(range(NUM_LAYERS)),
+        num_experts=NUM_EXPERTS,
+        top_k=TOP_K,
+        hidden_size=512,
+        vocab_size=8192,
+        expert_bytes=(3 * 512 * 256 * 2,) * NUM_LAYERS,
+        dense_bytes=1,
+        dtype="bfloat16",
+    )
+    capture = schema.CaptureSettings(
+        sequence_length=SEQUENCE_LENGTH,
+        batch_size=BATCH_SIZE,
+        max_tokens=None,
+        generate=0,
+        prompt_tokens=1,
+        temperature=0.0,
+        seed=0,
+        weights=weights,
+        dtype="bfloat16",
+        device="cpu",
+        text_column="text",
+    )
+    return schema.TraceMetadata(
+        schema.ModelIdentity("random", "-", "-"), shape, capture, (schema.Domain("x", ("-",)),), {}
+    )
+
+
+def batches(count: int, seed: int) -> list[list[Window]]:
+    """Random token ids, Zipf-like as text is."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for batch in range(count):
+        rows = np.minimum(rng.zipf(1.2, (BATCH_SIZE, SEQUENCE_LENGTH)), 8191)
+        made.append(
+            [
+                Window(batch * BATCH_SIZE + i, str(i), 0, row.tolist(), 0)
+                for i, row in enumerate(rows)
+            ]
+        )
+    return made
+
+
+def measure_time(model: Qwen3MoeForCausalLM, repeats: int, folder: Path) -> list[float]:
+    """Time of the traced forward over that of the plain one, for each pair."""
+    described = metadata(weights=True)
+    engine = Engine(model, described.capture, described.shape)
+    ratios = []
+    with TraceWriter(folder / "timed", described) as writer:
+        for index, batch in enumerate(batches(repeats + 1, seed=1)):
+            token_ids = torch.tensor([window.token_ids for window in batch])
+            documents = [Document(w.document, w.name, 0) for w in batch]
+
+            def plain(token_ids: torch.Tensor = token_ids) -> None:
+                with torch.inference_mode():
+                    model(
+                        input_ids=token_ids,
+                        attention_mask=torch.ones_like(token_ids),
+                        use_cache=False,
+                        logits_to_keep=1,
+                    )
+
+            def traced(
+                batch: list[Window] = batch,
+                documents: list[Document] = documents,
+                index: int = index,
+            ) -> None:
+                with engine:
+                    block = engine.run(batch, [d.sequence for d in documents], index)
+                writer.append(block, documents)
+                writer.commit(writer.metadata.domains[0])
+
+            # The first of a pair meets colder caches, so the two take turns at being first.
+            first, second = (plain, traced) if index % 2 else (traced, plain)
+            times = {first: seconds(first), second: seconds(second)}
+            if index > 0:
+                ratios.append(times[traced] / times[plain])
+    return ratios
+
+
+def seconds(action: Callable[[], None]) -> float:
+    """Wall time of one call."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def bytes_against_entropy(trace: Trace) -> dict[str, float]:
+    """Bytes per assignment of the parts, and of the experts column alone, over the entropy."""
+    import pyarrow.parquet as pq
+
+    bits = 0.0
+    num_assignments = 0
+    for layer in trace.shape.moe_layers:
+        ids = np.bincount(trace.routing(layer).experts.ravel())
+        share = ids[ids > 0] / ids.sum()
+        bits += float(-(share * np.log2(share)).sum() * ids.sum())
+        num_assignments += int(ids.sum())
+    total = ids_only = 0
+    for part in trace.metadata.parts:
+        path = trace.path / part.path
+        total += path.stat().st_size
+        file = pq.ParquetFile(path).metadata
+        for group in range(file.num_row_groups):
+            for index in range(file.num_columns):
+                column = file.row_group(group).column(index)
+                if column.path_in_schema.startswith("experts"):
+                    ids_only += column.total_compressed_size
+    return {
+        "entropy_bits_per_assignment": bits / num_assignments,
+        "bytes_per_assignment": total / num_assignments,
+        "ratio_all_columns": total * 8 / bits,
+        "ratio_experts_column": ids_only * 8 / bits,
+    }
+
+
+def measure_size(model: Qwen3MoeForCausalLM, count: int, folder: Path) -> dict[str, float]:
+    """Bytes on disk without weights, for `count` batches in one part."""
+    described = metadata(weights=False)
+    with (
+        TraceWriter(folder / "sized", described) as writer,
+        Engine(model, described.capture, described.shape) as engine,
+    ):
+        for index, batch in enumerate(batches(count, seed=2)):
+            documents = [Document(w.document, w.name, 0) for w in batch]
+            writer.append(engine.run(batch, [d.sequence for d in documents], index), documents)
+        writer.commit(writer.metadata.domains[0])
+    return bytes_against_entropy(open_trace(folder / "sized"))
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--trace", type=Path, help="measure the size of this trace, too")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    model = make_model(seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        ratios = measure_time(model, arguments.repeats, Path(folder))
+        size = measure_size(model, 10, Path(folder))
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    result = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "tokens_per_forward": BATCH_SIZE * SEQUENCE_LENGTH,
+        "time_ratio_median": statistics.median(ratios),
+        "time_ratio_interval": [float(low), float(high)],
+        "pairs": len(ratios),
+        "size_without_weights": size,
+    }
+    table = Table(title="tracing against the plain forward, interleaved")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("time, traced / plain (median)", f"{statistics.median(ratios):.3f}")
+    table.add_row("  95 % interval of the median", f"{low:.3f} to {high:.3f}")
+    table.add_row("bytes per assignment, no weights", f"{size['bytes_per_assignment']:.3f}")
+    table.add_row("entropy of the ids, bytes", f"{size['entropy_bits_per_assignment'] / 8:.3f}")
+    table.add_row("  ratio, all columns", f"{size['ratio_all_columns']:.3f}")
+    table.add_row("  ratio, experts column alone", f"{size['ratio_experts_column']:.3f}")
+    Console().print(table)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
