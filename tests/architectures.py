@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -60,6 +62,11 @@ NOT_BUILT_TYPES = {
     "gemma4_assistant": "drafts from the key-value states of its target, so it cannot run alone",
     "inkling_mm_model": "its vision tower needs scipy; inkling_text is its language model",
 }
+
+IS_CURRENT = Version(transformers.__version__) >= Version("5.23")
+
+# In 5.17 doge and diffusion_gemma cannot run, and aria computes its experts without a module.
+_ONLY_CURRENT = {"aria", "aria_text", "diffusion_gemma", "doge"}
 
 VOCABULARY = 96
 NUM_EXPERTS = 8
@@ -264,8 +271,9 @@ _ROUTER_BIAS = re.compile(r"(score_correction_bias|expert_bias|balancing_biases|
 
 
 def installed(model_types: list[str]) -> list[str]:
-    """Those of the types that the installed transformers knows."""
-    return [model_type for model_type in model_types if model_type in CONFIG_MAPPING]
+    """Those of the types that the installed transformers knows and can run."""
+    known = [model_type for model_type in model_types if model_type in CONFIG_MAPPING]
+    return [name for name in known if IS_CURRENT or name not in _ONLY_CURRENT]
 
 
 def types_with_experts() -> set[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from moeprof.model_shape import ModelShape
 from moeprof.trace import Trace, schema
+from moeprof.trace.counts import CellCounts
 from moeprof.trace.writer import Document, TokenBlock, TraceWriter
 
 
@@ -123,3 +124,25 @@ def make_trace(
         for domain, block in blocks.items():
             write_block(writer, domain, block)
         return writer.finish()
+
+
+def make_counts(
+    prefill: Mapping[str, object],
+    decode: Mapping[str, object] | None = None,
+    **shape: object,
+) -> CellCounts:
+    """Counts with one document group per document.
+
+    `prefill` and `decode` hold for each domain an array [documents, L, E] of assignments; without
+    `decode` the trace has none.
+    """
+    arrays = {name: np.asarray(counts, np.int64) for name, counts in prefill.items()}
+    num_layers, num_experts = next(iter(arrays.values())).shape[1:]
+    both = []
+    for name, counts in arrays.items():
+        other = np.zeros_like(counts) if decode is None else np.asarray(decode[name], np.int64)
+        both.append(np.stack([counts, other], axis=1))
+    layers = tuple(range(1, num_layers + 1))
+    made = make_shape(**({"moe_layers": layers, "num_experts": num_experts, "top_k": 1} | shape))
+    group_domain = np.repeat(np.arange(len(arrays)), [len(counts) for counts in both])
+    return CellCounts(made, tuple(arrays), group_domain, np.concatenate(both))

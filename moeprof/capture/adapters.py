@@ -95,12 +95,12 @@ def _attach_jetmoe(module: nn.Module, keep: Keep) -> list[RemovableHandle]:
 
 def _decode_jetmoe(module: nn.Module, parts: Parts) -> tuple[Tensor, Tensor]:
     slots, gates, expert_sizes = parts
-    top_k = _child(module, "router").top_k
+    router: Any = _child(module, "router")
     sizes = torch.tensor(expert_sizes, device=slots.device)
     by_expert = torch.repeat_interleave(sizes, output_size=slots.numel())
     ids = torch.empty_like(slots).scatter_(0, slots, by_expert)
     weights = torch.empty_like(gates).scatter_(0, slots, gates)
-    return ids.view(-1, top_k), weights.view(-1, top_k)
+    return ids.view(-1, router.top_k), weights.view(-1, router.top_k)
 
 
 def _attach_doge(module: nn.Module, keep: Keep) -> list[RemovableHandle]:

@@ -90,7 +90,9 @@ class RoutingTap:
             for found, reader in zip(self._found, self._readers, strict=True):
                 for hook in reader.attach(found.module, self._keeper(found)):
                     stack.callback(hook.remove)
-                if _is_native_mxfp4(found.module):
+                if _is_native_mxfp4(found.module) and not getattr(
+                    found.module, "_is_hooked", False
+                ):
                     stack.callback(setattr, found.module, "_is_hooked", False)
                     found.module._is_hooked = True  # type: ignore[assignment]
             self._exit = stack.pop_all()

@@ -161,7 +161,7 @@ def map_checkpoint(
     for name, by_source in grouped.items():
         experts = modules[owner[name]]
         for group in by_source.values():
-            _check_group(experts, name, group)
+            _check_group(experts, name, parameters[name].shape[0], group)
         converter = by_pattern.get(next(iter(by_source)))
         groups = {pattern: tuple(group) for pattern, group in by_source.items()}
         sources[owner[name]].append(ParameterSource(name, converter, groups, experts.num_experts))
@@ -186,13 +186,16 @@ def _belongs_to_experts(experts: ExpertsModule, name: str, parameter: torch.Tens
     return stacked and not any(word in name for word in ("router", "shared"))
 
 
-def _check_group(experts: ExpertsModule, parameter: str, group: list[TensorEntry]) -> None:
+def _check_group(
+    experts: ExpertsModule, parameter: str, rows: int, group: list[TensorEntry]
+) -> None:
     """Refuse tensors that are neither one stack of all experts nor one tensor for each.
 
-    A stack with another first dimension than E (dbrx flattens experts and rows) is let through:
-    its bytes are known, only running it is not possible.
+    A stack with another first dimension than E (dbrx flattens experts and rows, longcat_flash
+    keeps rows for its identity experts) is let through: its bytes are known, only running it is
+    not possible.
     """
-    if len(group) not in (1, experts.num_experts):
+    if len(group) not in (1, experts.num_experts, rows):
         raise UnsupportedModelError(
             f"layer {experts.layer} has {len(group)} experts in the checkpoint for {parameter}, "
             f"config.json says {experts.num_experts}",

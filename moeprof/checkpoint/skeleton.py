@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental import _config as fx_config
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -144,15 +145,17 @@ def _declared_top_k(block: nn.Module) -> int:
 
 
 def run_meta(model: PreTrainedModel, batch: int, num_tokens: int) -> ModelOutput:
-    """Output of a meta model, with its cache, for a batch of equally long sequences.
+    """Output of a meta model's decoder, with its cache, for a batch of equally long sequences.
 
     Raises:
         UnsupportedModelError: its forward needs real values.
     """
     ids = torch.zeros((batch, num_tokens), dtype=torch.int64, device="meta")
+    # Sizes that depend on values are taken at their largest.
+    largest = fx_config.patch(meta_nonzero_assume_all_nonzero=True)
     try:
-        with torch.no_grad():
-            output: ModelOutput = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        with torch.no_grad(), largest:
+            output: ModelOutput = model.get_decoder()(input_ids=ids, use_cache=True)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModelError(

@@ -6,6 +6,7 @@ import typer
 
 from moeprof.cli.analyze import analyze
 from moeprof.cli.inspect import inspect
+from moeprof.cli.plan import plan
 from moeprof.cli.trace import trace
 from moeprof.errors import MoeprofError
 
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (trace, inspect, analyze):
+for command in (trace, inspect, analyze, plan):
     app.command()(command)
 
 

@@ -63,7 +63,8 @@ def held_out_loss(
             if len(targets) == 0:
                 continue
             logits = model(input_ids=window, use_cache=False).logits[0, :-1]
-            total += float(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"))
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            total += float(loss)
             count += len(targets)
     return total / count, count
 
@@ -137,12 +138,12 @@ def write_card(folder: Path, texts: Path, run: TrainingRun) -> None:
 def _introduction(num_parameters: int, run: TrainingRun) -> str:
     return f"""# The bundled model
 
-A small trained Mixture-of-Experts language model, for tracing routing without a download. Qwen3-MoE
-architecture: 6 layers, 32 experts each, 4 per token, hidden size 128, expert width 64, 4 attention
+A small trained Mixture-of-Experts language model, for tracing routing without a download.
+Qwen3-MoE architecture: 6 layers, 32 experts each, 4 per token, hidden size 128, expert width 64, 4 attention
 heads (2 for keys and values) of 32, a byte-level BPE vocabulary of 4,096, tied embeddings,
 {num_parameters / 1e6:.2f} M parameters, stored as bf16 safetensors. It was trained on
-{run.history[-1]["tokens"] / 1e6:.1f} M tokens of six domains (python, c, javascript, english, french,
-german), drawn equally. It produces text that looks like its domains; it knows nothing and is no
+{run.history[-1]["tokens"] / 1e6:.1f} M tokens of six domains (python, c, javascript, english,
+french, german), drawn equally. It produces text that looks like its domains; it knows nothing and is no
 assistant. Its chat template only makes chat data renderable: no chat was in the training data.
 
 Reproduce it on two CPU cores (needs pip, npm, apt-get and dpkg; the packages are pinned):
@@ -208,7 +209,9 @@ def _skew(counts: dict[str, np.ndarray]) -> str:
         per_layer = np.sort(count, axis=1)[:, ::-1]
         coverage = (per_layer[:, :6].sum(axis=1) / per_layer.sum(axis=1)).mean()
         overlaps = " | ".join(
-            "-" if other == domain else f"{len(hot[domain] & hot[other]) / len(hot[domain] | hot[other]):.2f}"
+            "-"
+            if other == domain
+            else f"{len(hot[domain] & hot[other]) / len(hot[domain] | hot[other]):.2f}"
             for other in counts
         )
         rows.append(f"| {domain} | {share:.0%} | {coverage:.0%} | {overlaps} |")
@@ -219,7 +222,7 @@ def _skew(counts: dict[str, np.ndarray]) -> str:
         [
             "## Skew, as measured",
             "",
-            f"Assignments on the bundled texts. *Hot* is the busiest 20 % of all 192 cells ({size}); "
+            f"Assignments on the bundled texts. *Hot* is the busiest 20 % of the 192 cells ({size}); "
             "the next column is the mean share of a layer's 6 busiest experts; then the Jaccard "
             f"index of two domains' hot cells ({min(pairs):.2f} to {max(pairs):.2f}).",
             "",
@@ -231,7 +234,11 @@ def _skew(counts: dict[str, np.ndarray]) -> str:
 
 
 def _samples(samples: dict[str, str]) -> str:
-    parts = ["## Samples", "", "Temperature 0.8, one seed, the prompt is the beginning; not picked."]
+    parts = [
+        "## Samples",
+        "",
+        "Temperature 0.8, one seed, begun by a short prompt, not picked.",
+    ]
     for domain, text in samples.items():
         parts += ["", f"**{domain}**", "", "````", text.rstrip(), "````"]
     return "\n".join(parts)

@@ -25,7 +25,6 @@ DOCUMENTS_PER_DOMAIN = 22
 _MIN_BYTES, _GOAL_BYTES, _MAX_BYTES = 4_000, 6_400, 8_000
 _MAX_PER_FILE = 3
 _BLOCK_CHARS = 100  # a shared run of 199 characters holds at least one aligned block of 100
-_SUFFIXES = {"python": ".py", "c": ".c", "javascript": ".js"}
 _BEGIN = re.compile(r"/\*{3,} (?:Begin file|start inlining) (\S+) \*+/")
 _END = re.compile(r"/\*{3,} (?:End of|ended inlining) (\S+) \*+/")
 
@@ -93,7 +92,7 @@ def write_texts(bundled: dict[str, list[Document]], folder: Path, work: Path) ->
         for number, document in enumerate(documents):
             file_name = Path(document.path.split("#")[-1]).stem.removeprefix("sect.")
             stem = re.sub(r"[^a-z0-9]+", "-", file_name.lower()).strip("-") or "file"
-            name = f"{number:02d}-{stem[:40]}{_SUFFIXES.get(domain, '.txt')}"
+            name = f"{number:02d}-{stem[:40]}.txt"  # no tool of ours takes it for code of ours
             (folder / domain / name).write_text(document.text + "\n", encoding="utf-8")
             source = document.source
             lines.append(
@@ -148,7 +147,9 @@ def _documents(source: Source, root: Path) -> Iterator[Document]:
         name = path.relative_to(root).as_posix()
         if not path.is_file() or any(fnmatch(name, pattern) for pattern in excluded):
             continue
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
         for part, text in _parts(name, raw.decode("utf-8", errors="ignore")):
             plain = plain_text(text, source.reader, source.domain)
             if source.reader is Reader.MAN:

@@ -7,16 +7,22 @@ from html.parser import HTMLParser
 from moeprof.demo.sources import Reader
 
 _STOP_WORDS = {
-    "english": frozenset("the of and to is in that for with this are it be by you can".split()),
-    "french": frozenset("le la les des est et une pour dans que du un il en qui sur".split()),
-    "german": frozenset("der die das und ist nicht ein mit von den auf zu wird eine im sie".split()),
+    domain: frozenset(words.split(" "))
+    for domain, words in {
+        "english": "the of and to is in that for with this are it be by you can",
+        "french": "le la les des est et une pour dans que du un il en qui sur",
+        "german": "der die das und ist nicht ein mit von den auf zu wird eine im sie",
+    }.items()
 }
 _SKIPPED_TAGS = frozenset({"head", "script", "style", "pre", "table"})
 _SKIPPED_CLASSES = frozenset(
     {"docnav", "navheader", "navfooter", "toc", "indexterm", "footnotes", "programlisting"}
 )
 _VOID_TAGS = frozenset({"br", "hr", "img", "link", "meta", "input", "col", "area", "base"})
-_BLOCK_TAGS = frozenset("p div li ul ol dl dt dd h1 h2 h3 h4 h5 body section blockquote".split())
+_BLOCK_TAGS = frozenset(
+    {"p", "div", "li", "ul", "ol", "dl", "dt", "dd", "h1", "h2", "h3", "h4", "h5"}
+    | {"body", "section", "blockquote"}
+)
 _LICENCE = re.compile(r"copyright|licen[sc]e|redistribut|permission is hereby", re.IGNORECASE)
 _C_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _LINE_COMMENTS = re.compile(r"(?:^[ \t]*(?:#|//).*\n)+", re.MULTILINE)

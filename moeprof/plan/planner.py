@@ -178,9 +178,8 @@ def _notes(trace: Trace, request: PlanRequest, problem: Problem) -> Iterator[str
     folds = problem.split.num_folds
     if folds:
         yield (
-            f"coverage, hit_rate and tokens_per_s are held out: each of {folds} folds of the "
-            f"{num_documents} documents is scored with a placement solved on the others; this "
-            "placement is solved on all of them"
+            f"predictions are held out: each of {folds} folds of the {num_documents} documents is "
+            "scored with a placement solved on the others; this placement is solved on all of them"
         )
     else:
         yield (

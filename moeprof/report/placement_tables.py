@@ -1,7 +1,6 @@
 """A placement on the terminal: what the budget is spent on, where experts live, what to expect."""
 
-from collections.abc import Callable
-
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +9,11 @@ from moeprof.placement import Estimate, PhasePrediction, Placement, Prediction, 
 from moeprof.units import format_size
 
 _UNKNOWN = "-"
+_KEY = (
+    "Coverage: share of assignments whose expert is in vram. held-out: placed without the "
+    "documents it is scored on; in-sample: on the same; floor: in-sample, had as many "
+    "assignments been drawn evenly."
+)
 
 
 def placement_tables(placement: Placement) -> RenderableType:
@@ -20,6 +24,7 @@ def placement_tables(placement: Placement) -> RenderableType:
         _budget_table(placement),
         _tier_table(placement),
         _prediction_table(placement),
+        Text(_KEY, style="dim"),
         Text(f"verdict: {judged[verdict.worthwhile]}: {verdict.reason}"),
         *(Text(f"note: {note}") for note in placement.notes),
     )
@@ -72,27 +77,25 @@ def _tier_table(placement: Placement) -> Table:
 
 
 def _prediction_table(placement: Placement) -> Table:
-    table = _table(
-        f"Predicted, solved for {placement.solver.phase}",
-        "placement",
-        "phase",
-        "held-out coverage",
-        "in-sample",
-        "uniform floor",
-        "tokens/s",
-    )
     entries = [("this plan", placement.predicted)]
     entries += [(baseline.name, baseline.predicted) for baseline in placement.baselines]
+    columns = ["phase", "held-out", "in-sample", "floor"]
+    if placement.hardware is not None:
+        columns.append("tokens/s")
+    title = f"Coverage in percent with 95 % intervals, solved for {placement.solver.phase}"
+    table = _table(title, "placement", *columns)
     for name, prediction in entries:
         for phase, predicted in _phases(prediction):
-            table.add_row(
-                name,
+            floor = predicted.uniform_floor
+            cells = [
                 phase,
-                _interval(predicted.coverage, _percent),
-                _percent(predicted.in_sample_coverage),
-                _UNKNOWN if predicted.uniform_floor is None else _percent(predicted.uniform_floor),
-                _interval(predicted.tokens_per_s, lambda value: f"{value:.1f}"),
-            )
+                _interval(predicted.coverage, 100),
+                _number(100 * predicted.in_sample_coverage),
+                _UNKNOWN if floor is None else _number(100 * floor),
+                _interval(predicted.tokens_per_s, 1),
+            ]
+            table.add_row(name, *cells[: len(columns)])
+            name = ""
     return table
 
 
@@ -102,19 +105,32 @@ def _phases(prediction: Prediction) -> list[tuple[str, PhasePrediction]]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     return table
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{_number(100 * share)} %"
 
 
-def _interval(estimate: Estimate | None, show: Callable[[float], str]) -> str:
+def _number(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _interval(estimate: Estimate | None, scale: float) -> str:
+    """The figure, and its bounds where they are known, times `scale`."""
     if estimate is None:
         return _UNKNOWN
+    value = _number(scale * estimate.value)
     if estimate.low is None or estimate.high is None:
-        return show(estimate.value)
-    return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"
+        return value
+    return f"{value} [{_number(scale * estimate.low)} to {_number(scale * estimate.high)}]"

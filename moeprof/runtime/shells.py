@@ -86,7 +86,9 @@ def _shell_of(experts_class: type[nn.Module]) -> type[nn.Module]:
         with torch.device("meta"):
             experts_class.__init__(self, *args, **kwargs)
         for name in expert_parameters(self):
-            self.register_parameter(name, None)
+            delattr(self, name)
+            # Some blocks initialise their experts' weights by name.
+            setattr(self, name, torch.empty(0, device="cpu"))
         self._is_hf_initialized = True  # type: ignore[assignment]
 
     return type(experts_class.__name__, (experts_class,), {"__init__": build})

@@ -1,0 +1,156 @@
+"""Everything that needs a CUDA device, in one call: GPU tests, then GPU figures.
+
+    python benchmarks/gpu_acceptance.py --output DIR
+
+Prints a table and writes DIR/gpu_acceptance.json. The package must be installed
+(`pip install -e .`); one call takes less than eight minutes.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+from moeprof.capture import RoutingTap
+
+ROOT = Path(__file__).resolve().parent.parent
+# Shape of Qwen3-30B-A3B with fewer layers: what matters to the tap is the work per layer.
+CONFIG = Qwen3MoeConfig(
+    vocab_size=151936,
+    hidden_size=2048,
+    moe_intermediate_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=128,
+    num_experts=128,
+    num_experts_per_tok=8,
+    norm_topk_prob=True,
+)
+
+
+def run_tests(folder: Path) -> dict[str, object]:
+    """Run the tests marked `gpu`; their log is kept beside the figures."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", str(ROOT / "tests")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (folder / "pytest.log").write_text(done.stdout + done.stderr)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    return {"exit_code": done.returncode, "summary": lines[-1] if lines else done.stderr[-200:]}
+
+
+def context_bytes() -> int:
+    """What a CUDA context with cuBLAS takes of the device beyond PyTorch's own allocations."""
+    script = (
+        "import torch\n"
+        "free, total = torch.cuda.mem_get_info()\n"
+        "a = torch.ones(512, 512, device='cuda', dtype=torch.bfloat16); (a @ a).sum().item()\n"
+        "free, total = torch.cuda.mem_get_info()\n"
+        "print(total - free - torch.cuda.memory_reserved())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def device_seconds(action: Callable[[], object]) -> float:
+    """Wall time of one call, the device waited for at both ends."""
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    action()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def tap_overhead(repeats: int) -> dict[str, dict[str, float]]:
+    """Time of a tapped forward, its copy to the host included, over a plain one, interleaved."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16).eval()
+    results = {}
+    for name, shape in {"prefill 4x512": (4, 512), "decode-sized 4x1": (4, 1)}.items():
+        token_ids = torch.randint(0, 151936, shape, device="cuda")
+        tap = RoutingTap(model)
+
+        def plain(token_ids: torch.Tensor = token_ids) -> None:
+            with torch.inference_mode():
+                model(token_ids, use_cache=False, logits_to_keep=1)
+
+        def tapped(token_ids: torch.Tensor = token_ids, tap: RoutingTap = tap) -> None:
+            with tap:
+                plain(token_ids)
+                routed = tap.take()
+                routed.ids.to(torch.int32).cpu()
+                routed.weights.to(torch.float16).cpu()
+
+        for _ in range(3):
+            plain()
+            tapped()
+        pairs = []
+        for index in range(repeats):
+            first, second = (plain, tapped) if index % 2 else (tapped, plain)
+            times = {first: device_seconds(first), second: device_seconds(second)}
+            pairs.append((times[plain], times[tapped]))
+        results[name] = {
+            "plain_ms": statistics.median(p for p, _ in pairs) * 1e3,
+            "tapped_over_plain": statistics.median(t / p for p, t in pairs),
+        }
+    return results
+
+
+def demo_on_device(folder: Path) -> dict[str, object]:
+    """The whole road on the bundled model, on the device."""
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "moeprof", "demo", "-o", str(folder / "demo"), "--force"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (folder / "demo.log").write_text(done.stdout + done.stderr)
+    return {"exit_code": done.returncode, "seconds": time.perf_counter() - begun}
+
+
+def main() -> None:
+    """Run everything, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path())
+    parser.add_argument("--repeats", type=int, default=31)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if not torch.cuda.is_available():
+        raise SystemExit("error: this machine has no CUDA device\nhint: run it on one that has")
+    with TemporaryDirectory() as scratch:
+        demo = demo_on_device(Path(scratch))
+        log = (Path(scratch) / "demo.log").read_text()
+    (arguments.output / "demo.log").write_text(log)
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "context_bytes": context_bytes(),
+        "tests": run_tests(arguments.output),
+        "demo": demo,
+        "tap_overhead": tap_overhead(arguments.repeats),
+    }
+    (arguments.output / "gpu_acceptance.json").write_text(json.dumps(result, indent=1) + "\n")
+    table = Table(title=f"{result['device']}, torch {torch.__version__}")
+    table.add_column("what")
+    table.add_column("result")
+    for key, value in result.items():
+        table.add_row(key, json.dumps(value))
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
