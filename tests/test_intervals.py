@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from builders import make_counts
 
 from moeprof.analyze.coverage import held_out_covered, share_of, training_orders
 from moeprof.analyze.intervals import (
@@ -85,12 +86,9 @@ def test_a_resample_without_training_documents_is_not_scored():
     assert np.isnan(resampled_held_out(weights, counts, bytes_of, fold, np.array([1]))).all()
 
 
-@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    from builders import make_counts
-
     rng = np.random.default_rng(0)
-    num_cells, num_documents, size, repetitions = 60, 10, 12, 200
+    num_cells, num_documents, size, repetitions = 60, 10, 12, 120
     base = rng.dirichlet(np.full(num_cells, 0.5))
 
     def documents(number):

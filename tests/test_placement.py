@@ -5,7 +5,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning import N, R, V, make_document, make_placement
 
@@ -70,6 +70,7 @@ def placements(draw: st.DrawFn) -> Placement:
     )
 
 
+@settings(deadline=None)
 @given(placements())
 def test_a_placement_reads_back_as_it_was_written(placement: Placement) -> None:
     text = placement_text(placement)
@@ -77,6 +78,7 @@ def test_a_placement_reads_back_as_it_was_written(placement: Placement) -> None:
     assert placement_text(parse_placement(text, "plan.json")) == text
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 300)))
 def test_ranges_read_back_as_they_were_written(expert_ids: set[int]) -> None:
     assert parse_ranges(format_ranges(expert_ids), 301) == sorted(expert_ids)

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import make_block, make_shape, make_trace
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning import make_facts, make_hardware
 
 from moeprof.analyze.coverage import held_out_covered, training_orders
 from moeprof.analyze.intervals import resampled_held_out
 from moeprof.errors import CapacityError, PlacementError, TraceError
+from moeprof.hardware import Time
 from moeprof.model_shape import ModelShape
 from moeprof.native import NO_EXPERT
 from moeprof.placement import Placement, Tier, read_placement, write_placement
@@ -75,6 +76,7 @@ cells = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1
 
 
 class TestGreedy:
+    @settings(deadline=None)
     @given(cells, st.integers(0, 12))
     def test_experts_of_one_size_are_chosen_optimally(
         self, benefit: list[list[int]], room: int
@@ -86,6 +88,7 @@ class TestGreedy:
         assert solution.optimality_gap == 0
         assert solution.in_vram.sum() == min(room, counts.size)
 
+    @settings(deadline=None)
     @given(cells, st.lists(st.integers(1, 5), min_size=3, max_size=3), st.integers(0, 40))
     def test_experts_of_several_sizes_come_within_the_gap_of_the_optimum(
         self, benefit: list[list[int]], sizes: list[int], room: int
@@ -140,6 +143,7 @@ class TestBudget:
             expert_budget(facts, PlanRequest(4096))
         assert "--context 4096 --batch 1" in caught.value.hint
 
+    @settings(deadline=None)
     @given(st.integers(0, 10**12))
     def test_the_budget_of_the_hint_works(self, kv_cache_bytes: int) -> None:
         facts = make_facts(make_shape(), kv_cache_bytes=kv_cache_bytes)
@@ -429,6 +433,14 @@ class TestPlan:
         assert prefill.uniform_floor == pytest.approx(prefill.in_sample_coverage, abs=0.03)
         assert placement.verdict.worthwhile is False
         assert placement.verdict.reason.startswith("no clear gain")
+
+    def test_more_hits_without_more_speed_are_not_worth_a_plan(self, tmp_path: Path) -> None:
+        machine = make_hardware()
+        slow = dataclasses.replace(machine.tiers["vram"], expert_time={"bfloat16": Time(30, 0)})
+        machine = dataclasses.replace(machine, tiers={**machine.tiers, "vram": slow})
+        verdict = plan_skewed(tmp_path, hardware=machine).verdict
+        assert verdict.worthwhile is False
+        assert verdict.reason.startswith("more hits but no more speed than all_ram")
 
     def test_experts_of_several_sizes_are_priced_by_their_own(self, tmp_path: Path) -> None:
         base = make_shape((0, 1, 3), num_experts=8)

@@ -11,7 +11,7 @@ of whole document groups, drawn inside each domain, and t is Student's 0.975 qua
   documents and scored on the resampled documents of the fold. Folds are dealt once, before
   resampling, so copies of a document are never on both sides (Jiang, Varma & Simon 2008, Stat.
   Appl. Genet. Mol. Biol. 7(1), article 8). Keeping the sets would ignore that folds share their
-  training documents (Bates, Hastie & Tibshirani 2024, JASA 119(546)); `test_coverage.py` checks
+  training documents (Bates, Hastie & Tibshirani 2024, JASA 119(546)); `test_intervals.py` checks
   how often the interval holds the truth.
 """
 

@@ -84,7 +84,7 @@ def _decode_llama4(module: nn.Module, parts: Parts) -> tuple[Tensor, Tensor]:
 
 
 def _attach_jetmoe(module: nn.Module, keep: Keep) -> list[RemovableHandle]:
-    """The router returns its assignments sorted by expert, with the number of each expert."""
+    """The router returns its slots sorted by expert, and on the host how many each expert has."""
 
     def after(_module: nn.Module, _args: Parts, output: Parts) -> None:
         slots, _, gates, expert_sizes, _ = output

@@ -152,7 +152,7 @@ def run_meta(model: PreTrainedModel, batch: int, num_tokens: int) -> ModelOutput
     """
     ids = torch.zeros((batch, num_tokens), dtype=torch.int64, device="meta")
     # Sizes that depend on values are taken at their largest.
-    largest = fx_config.patch(meta_nonzero_assume_all_nonzero=True)
+    largest = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
     try:
         with torch.no_grad(), largest:
             output: ModelOutput = model.get_decoder()(input_ids=ids, use_cache=True)

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import typer
 
 from moeprof.cli.analyze import analyze
+from moeprof.cli.demo import demo
 from moeprof.cli.inspect import inspect
 from moeprof.cli.plan import plan
+from moeprof.cli.run import run
 from moeprof.cli.trace import trace
 from moeprof.errors import MoeprofError
 
@@ -18,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (trace, inspect, analyze, plan):
+for command in (trace, inspect, analyze, plan, run, demo):
     app.command()(command)
 
 

@@ -10,10 +10,11 @@ from moeprof.cli.options import Force, Json, Seed, TraceArgument
 if TYPE_CHECKING:
     from moeprof.hardware import HardwareProfile
     from moeprof.placement import Placement
-    from moeprof.plan import ModelFacts
 
 # What a CUDA context takes on common cards, in bytes; a hardware profile holds the measured size.
 _TYPICAL_CONTEXT_BYTES = 512 * 2**20
+
+_PLAIN_WIDTH = 120  # columns where standard output is no terminal
 
 
 def plan(
@@ -48,21 +49,20 @@ def plan(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Decide which experts live in VRAM under one budget, and say what to expect.
+    r"""Decide which experts live in VRAM under one budget, and say what to expect.
 
     The budget is for everything: weights outside the experts, KV cache, workspace and device
     context; what remains is for experts. No weights are loaded.
 
     Example:
-        moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 -o plan.json
+        moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 \
+            --device-context 0 -o plan.json
     """
-    from rich.console import Console
-
+    from moeprof.checkpoint.facts import model_facts
     from moeprof.hardware import read_hardware
     from moeprof.placement import check_free, placement_text, write_placement, write_whole
     from moeprof.plan import PHASE_CHOICES, PlanRequest
     from moeprof.plan import plan as make_plan
-    from moeprof.report.placement_tables import placement_tables
     from moeprof.trace import open_trace
     from moeprof.units import parse_size
 
@@ -83,44 +83,36 @@ def plan(
         hardware=profile,
     )
     opened = open_trace(trace)
-    placement = make_plan(opened, _model_facts(model, context, batch), request)
+    placement = make_plan(opened, model_facts(model, request), request)
     drawn = _picture(placement)
     write_placement(placement, output, force)
     write_whole(picture, drawn)
     if as_json:
         typer.echo(placement_text(placement), nl=False)
     else:
-        Console(highlight=False).print(placement_tables(placement))
+        _print_tables(placement)
     typer.echo(f"wrote {output}", err=True)
     typer.echo(f"wrote {picture}", err=True)
 
 
+def _print_tables(placement: "Placement") -> None:
+    from rich.console import Console
+
+    from moeprof.report.placement_tables import placement_tables
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PLAIN_WIDTH)
+    console.print(placement_tables(placement), highlight=False)
+
+
 def _picture(placement: "Placement") -> bytes:
     """The placement as a PNG file."""
-    from io import BytesIO
-
-    from moeprof.report.figures import placement_figure
+    from moeprof.report.figures import placement_figure, png
     from moeprof.report.placement_tables import placement_title
 
     title = placement_title(placement)
-    figure = placement_figure(placement.tier_of, placement.model.moe_layers, title)
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()
-
-
-def _model_facts(model: str, context: int, batch: int) -> "ModelFacts":
-    from moeprof.checkpoint import kv_cache_bytes, read_checkpoint, workspace_bytes
-    from moeprof.plan import ModelFacts
-
-    checkpoint = read_checkpoint(model)
-    return ModelFacts(
-        name=model,
-        fingerprint=checkpoint.fingerprint,
-        shape=checkpoint.shape,
-        kv_cache_bytes=kv_cache_bytes(checkpoint, context, batch),
-        workspace_bytes=workspace_bytes(checkpoint, context, batch),
-    )
+    return png(placement_figure(placement.tier_of, placement.model.moe_layers, title))
 
 
 def _device_context_bytes(given: str | None, profile: "HardwareProfile | None") -> int:

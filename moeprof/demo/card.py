@@ -139,12 +139,13 @@ def _introduction(num_parameters: int, run: TrainingRun) -> str:
     return f"""# The bundled model
 
 A small trained Mixture-of-Experts language model, for tracing routing without a download.
-Qwen3-MoE architecture: 6 layers, 32 experts each, 4 per token, hidden size 128, expert width 64, 4 attention
-heads (2 for keys and values) of 32, a byte-level BPE vocabulary of 4,096, tied embeddings,
-{num_parameters / 1e6:.2f} M parameters, stored as bf16 safetensors. It was trained on
-{run.history[-1]["tokens"] / 1e6:.1f} M tokens of six domains (python, c, javascript, english,
-french, german), drawn equally. It produces text that looks like its domains; it knows nothing and is no
-assistant. Its chat template only makes chat data renderable: no chat was in the training data.
+Qwen3-MoE architecture: 6 layers, 32 experts each, 4 per token, hidden size 128, expert width 64,
+4 attention heads (2 for keys and values) of 32, a byte-level BPE vocabulary of 4,096, tied
+embeddings, {num_parameters / 1e6:.2f} M parameters, stored as bf16 safetensors. It was trained on
+{run.recipe["num_tokens"] / 1e6:.1f} M tokens of six domains (python, c, javascript, english,
+french, german), drawn equally. It produces text that looks like its domains; it knows nothing and
+follows no instructions. Its chat template only makes chat data renderable: no chat was in the
+training data.
 
 Reproduce it on two CPU cores (needs pip, npm, apt-get and dpkg; the packages are pinned):
 
@@ -222,8 +223,8 @@ def _skew(counts: dict[str, np.ndarray]) -> str:
         [
             "## Skew, as measured",
             "",
-            f"Assignments on the bundled texts. *Hot* is the busiest 20 % of the 192 cells ({size}); "
-            "the next column is the mean share of a layer's 6 busiest experts; then the Jaccard "
+            f"Assignments on the bundled texts. *Hot* is the busiest 20 % of 192 cells ({size});"
+            " the next column is the mean share of a layer's 6 busiest experts; then the Jaccard "
             f"index of two domains' hot cells ({min(pairs):.2f} to {max(pairs):.2f}).",
             "",
             f"| domain | hot cells' share | 6 of 32 per layer | {names} |",

@@ -78,7 +78,9 @@ def write_whole(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content)
     except OSError as error:
-        raise PlacementError(f"{path}: cannot be written ({error})") from error
+        raise PlacementError(
+            f"{path}: cannot be written ({error})", "free some space, or choose another -o"
+        ) from error
 
 
 def check_free(path: Path, force: bool) -> None:

@@ -77,27 +77,27 @@ def _brief(row: "pd.Series[float]", line: str) -> str:
     return f"{100 * value:.0f}±{np.ceil(100 * max(value - low, high - value)):.0f}"
 
 
-def _coverage_table(analysis: Analysis, phase: str) -> Table:
+def _coverage_table(analysis: Analysis, phase: str) -> RenderableType:
     frame = analysis.coverage[analysis.coverage["phase"] == phase]
     shares = list(dict.fromkeys(frame["share"]))
     title = f"Coverage in percent, {_phase_words(phase)}, by share of cells kept"
-    table = _table(title, ["domain", "coverage"], [percent(share) for share in shares])
+    table = _table(["domain", "coverage"], [percent(share) for share in shares])
     for domain, rows in frame.groupby("domain", sort=False):
         for index, (line, label) in enumerate(_LINES.items()):
             cells = [_brief(row, line) for _, row in rows.iterrows()]
             name = str(domain) if index == 0 else ""
             table.add_row(name, label, *cells, style=None if index == 0 else "dim")
         table.add_section()
-    return table
+    return _titled(title, table)
 
 
-def _layer_table(analysis: Analysis, phases: Sequence[str]) -> Table:
+def _layer_table(analysis: Analysis, phases: Sequence[str]) -> RenderableType:
     share = analysis.settings.share
     first = analysis.samples["domain"].iloc[0]
     frame = analysis.layers[analysis.layers["domain"] == first]
     columns = [f"{phase}\n{label}" for phase in phases for label in _LINES.values()]
     title = f"Coverage in percent, {first}, by layer, of a set of {percent(share)} in each layer"
-    table = _table(title, ["layer"], columns)
+    table = _table(["layer"], columns)
     for layer, rows in frame.groupby("layer"):
         by_phase = {row["phase"]: row for _, row in rows.iterrows()}
         cells = [
@@ -106,14 +106,14 @@ def _layer_table(analysis: Analysis, phases: Sequence[str]) -> Table:
             for line in _LINES
         ]
         table.add_row(str(layer), *cells)
-    return table
+    return _titled(title, table)
 
 
-def _hot_set_table(analysis: Analysis) -> Table:
+def _hot_set_table(analysis: Analysis) -> RenderableType:
     share = analysis.settings.share
     title = f"Hot sets of {percent(share)} of the cells; all of them with --json"
     columns = ["cells", "per layer"]
-    table = _table(title, ["phase", "domain"], columns)
+    table = _table(["phase", "domain"], columns)
     table.add_column("busiest, as layer:expert")
     for (phase, domain), cells in analysis.hot_sets.groupby(["phase", "domain"], sort=False):
         per_layer = cells["layer"].value_counts().reindex(analysis.shape.moe_layers, fill_value=0)
@@ -121,10 +121,10 @@ def _hot_set_table(analysis: Analysis) -> Table:
         names = [f"{layer}:{expert}" for layer, expert in busiest[["layer", "expert"]].to_numpy()]
         spread = f"{per_layer.min()} to {per_layer.max()}"
         table.add_row(str(phase), str(domain), str(len(cells)), spread, ", ".join(names))
-    return table
+    return _titled(title, table)
 
 
-def _overlap_tables(analysis: Analysis, phase: str) -> Iterator[Table]:
+def _overlap_tables(analysis: Analysis, phase: str) -> Iterator[RenderableType]:
     """Transfer and Jaccard of one phase; none with a single domain."""
     moved = analysis.transfer[analysis.transfer["phase"] == phase]
     if moved.empty:
@@ -134,16 +134,16 @@ def _overlap_tables(analysis: Analysis, phase: str) -> Iterator[Table]:
     title = (
         f"Coverage transfer in percent, {words}: {share} of cells chosen on row, scored on column"
     )
-    table = _table(title, ["chosen on"], domains)
+    table = _table(["chosen on"], domains)
     for domain, rows in moved.groupby("trained_on", sort=False):
         table.add_row(str(domain), *[_brief(row, "coverage") for _, row in rows.iterrows()])
-    yield table
+    yield _titled(title, table)
     index = analysis.jaccard[analysis.jaccard["phase"] == phase]
     title = f"Jaccard index of the hot sets, {words}; two sets at random have {_chance(analysis)}"
-    table = _table(title, [""], domains)
+    table = _table([""], domains)
     for domain, rows in index.groupby("domain", sort=False):
         table.add_row(str(domain), *[f"{value:.2f}" for value in rows["jaccard"]])
-    yield table
+    yield _titled(title, table)
 
 
 def _chance(analysis: Analysis) -> str:
@@ -156,15 +156,13 @@ def _phase_words(phase: str) -> str:
     return "prefill and decode added" if phase == "all" else phase
 
 
-def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+def _titled(title: str, table: Table) -> RenderableType:
+    """A heading of its own: a table's title would be folded to the table's width."""
+    return Group(Text(title, style="bold"), table)
+
+
+def _table(names: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in names:
         table.add_column(name, overflow="fold")
     for name in numbers:

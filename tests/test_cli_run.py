@@ -1,0 +1,129 @@
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from builders import make_capture
+from placing import make_placement
+from tiny import save_model
+
+from moeprof.capture.tracer import TraceRequest, trace
+from moeprof.checkpoint import read_checkpoint
+from moeprof.cli import main
+from moeprof.placement import write_placement
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("placements") / "plan.json"
+    write_placement(make_placement(read_checkpoint(tiny_model)), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("traced")
+    (folder / "a.txt").write_text("some text that is long enough for a prompt")
+    settings = make_capture(generate=4, prompt_tokens=16)
+    trace(TraceRequest(str(tiny_model), (f"a={folder / 'a.txt'}",), folder / "trace", settings))
+    return str(folder / "trace")
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", *arguments, "--device", "cpu"])
+    return int(stopped.value.code or 0)
+
+
+def words(text: str) -> str:
+    """The text without line breaks, which depend on the terminal's width."""
+    return re.sub(r"\s+", " ", text)
+
+
+def test_text_goes_to_stdout_and_the_report_to_stderr(
+    plan: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("-p", plan, "--prompt", "hello", "--max-new-tokens", "4") == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("\n") and "hit rate" not in out
+    assert "no CUDA device is used: both tiers live in host memory" in words(err)
+    assert "vram hit rate" in err
+
+
+def test_json_is_one_document_on_stdout(plan: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("-p", plan, "--prompt", "hello", "--max-new-tokens", "4", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["token_ids"]) == 4
+    assert document["phases"]["prefill"]["tokens"] == 5
+    assert document["host_only"] is True
+
+
+def test_a_prompt_file_gives_what_its_text_gives(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt.txt").write_text("hello")
+    call("-p", plan, "--prompt", "hello", "--max-new-tokens", "6")
+    expected = capsys.readouterr().out
+    call("-p", plan, "--prompt-file", str(tmp_path / "prompt.txt"), "--max-new-tokens", "6")
+    assert capsys.readouterr().out == expected
+
+
+def test_chat_answers_each_line_with_its_history(
+    plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
+    assert call("-p", plan, "--chat", "--max-new-tokens", "3", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["token_ids"]) == 6
+    # "<user>one\n<assistant>" and then both turns with the first answer between them
+    first, second = len("<user>one\n<assistant>"), len("<user>two\n<assistant>")
+    assert document["phases"]["prefill"]["tokens"] > 2 * first + second
+
+
+def test_an_equal_replay_exits_with_0(
+    plan: str, traced: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("-p", plan, "--replay", traced) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "every assignment went to the expert that the trace says" in words(err)
+
+
+def test_a_replay_that_differs_exits_with_1_and_says_where(
+    traced: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = read_checkpoint(save_model(tmp_path / "other", seed=1))
+    write_placement(make_placement(other), tmp_path / "plan.json")
+    assert call("-p", str(tmp_path / "plan.json"), "--replay", traced) == 1
+    assert "assignments went to another expert" in words(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--prompt", ""], "error: prompt: has no tokens"),
+        (["--prompt", "a", "--model", "./gone"], "error: ./gone: no such directory"),
+        (["--prompt-file", "./gone.txt"], "error: gone.txt: cannot be read"),
+        (["--replay", "./gone"], "error: gone: not a trace"),
+        (["--prompt", "a", "--dtype", "int3"], "error: dtype 'int3': not supported"),
+    ],
+)
+def test_a_known_failure_is_a_sentence_and_exit_1(
+    arguments: list[str], sentence: str, plan: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("-p", plan, *arguments) == 1
+    assert sentence in words(capsys.readouterr().err)
+
+
+def test_a_prompt_file_in_another_encoding_is_refused(
+    plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    assert call("-p", plan, "--prompt-file", str(tmp_path / "latin.txt")) == 1
+    assert "not UTF-8 text, byte 3 is 0xe9" in words(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--prompt", "a", "--chat"]])
+def test_one_source_of_input_is_asked_for(arguments: list[str], plan: str) -> None:
+    assert call("-p", plan, *arguments) == 2
