@@ -79,6 +79,8 @@ class HardwareProfile:
         device_context_bytes: bytes of VRAM that the driver takes before anything is loaded.
         dense_time: for one decoded token, the time per layer (`fixed_s`) and per byte of the
             weights outside the experts (`s_per_byte`).
+        tiers_overlap: whether vram and ram compute at the same time; they do not where both are
+            host memory.
     """
 
     name: str
@@ -89,6 +91,7 @@ class HardwareProfile:
     round_trip_s: float
     device_context_bytes: int
     dense_time: Time
+    tiers_overlap: bool = True
 
     def expert_time(self, tier: str, weight_format: str) -> Time:
         """The time of one expert of a weight format on a tier.
@@ -158,6 +161,7 @@ def parse_hardware(text: str, where: str) -> HardwareProfile:
         round_trip_s=entry.number("round_trip_s"),
         device_context_bytes=entry.integer("device_context_bytes"),
         dense_time=_time(entry, "dense_time", document["dense_time"]),
+        tiers_overlap=entry.flag("tiers_overlap"),
     )
 
 
@@ -208,6 +212,12 @@ class _Entry:
         if not is_number or not 0 <= value < float("inf") or (above_zero and value == 0):
             raise self.wrong(name, "a number above 0" if above_zero else "a number of at least 0")
         return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.entry[name]
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
 
     def integer(self, name: str) -> int:
         value = self.entry[name]

@@ -48,6 +48,7 @@ def test_the_time_of_an_expert_is_linear_in_bytes_and_tokens() -> None:
         ("round_trip_s", float("inf"), ": round_trip_s: is Infinity, expected a number of at"),
         ("device_context_bytes", 1.5, ": device_context_bytes: is 1.5, expected an integer of"),
         ("dense_time/s_per_byte", True, ": dense_time: s_per_byte: is true, expected a number"),
+        ("tiers_overlap", 1, ": tiers_overlap: is 1, expected true or false"),
         ("dense_time/s_per_token", ..., ": dense_time: field 's_per_token' is missing"),
         ("tiers/ram", ..., ": tiers: ram missing"),
         ("tiers/tape", {}, ": tiers: is {"),

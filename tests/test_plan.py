@@ -242,6 +242,11 @@ class TestClock:
         num_vram, num_ram = np.array([3, 2, 0, 9]), np.array([0, 1, 3, 1])
         assert clock.layer_seconds(0, num_vram, num_ram).tolist() == [3, 6, 14, 9]
 
+    def test_a_layer_takes_the_sum_of_both_parts_where_tiers_do_not_overlap(self) -> None:
+        clock = DecodeClock(0, 2.0, np.array([1.0]), np.array([4.0]), tiers_overlap=False)
+        num_vram, num_ram = np.array([3, 2, 0, 9]), np.array([0, 1, 3, 1])
+        assert clock.layer_seconds(0, num_vram, num_ram).tolist() == [3, 8, 14, 15]
+
     def test_a_trace_written_by_hand_takes_as_long_as_counted_by_hand(self, tmp_path: Path) -> None:
         experts = [
             [[0, 1], [0, 2], [2, 3], [1, 3]],  # layer 1: experts 0 and 1 in vram

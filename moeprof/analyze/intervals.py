@@ -15,6 +15,8 @@ of whole document groups, drawn inside each domain, and t is Student's 0.975 qua
   how often the interval holds the truth.
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +58,7 @@ def degrees_of_freedom(group_domain: NDArray[np.int64]) -> int:
     return len(group_domain) - len(np.unique(group_domain))
 
 
+@cache
 def student_quantile(degrees: int) -> float:
     """The 0.975 quantile of Student's t; NaN for no degrees of freedom.
 

@@ -28,15 +28,15 @@ def jaccard(hot: NDArray[np.bool_]) -> NDArray[np.float64]:
     return index
 
 
-def hot_cells(sample: Sample, share: float) -> NDArray[np.bool_]:
+def hot_cells(sample: Sample) -> NDArray[np.bool_]:
     """[num_cells] bool: whether a cell is in the hot set chosen on all documents of `sample`."""
     bytes_of = _flat_bytes(sample)
     order = best_first(sample.counts.sum(axis=0).reshape(1, -1), bytes_of)
-    hot: NDArray[np.bool_] = _members(order, hot_set_size(share, bytes_of.size))[0]
+    hot: NDArray[np.bool_] = _members(order, _size(sample))[0]
     return hot
 
 
-def transfer(samples: Sequence[Sample], share: float) -> NDArray[np.float64]:
+def transfer(samples: Sequence[Sample]) -> NDArray[np.float64]:
     """Coverage of each domain's hot set on each domain's documents, never on its own training.
 
     Row A holds the sets chosen on A's training folds; every other domain is scored whole by the
@@ -45,8 +45,8 @@ def transfer(samples: Sequence[Sample], share: float) -> NDArray[np.float64]:
     has no diagonal. The intervals repeat choice and scoring on the same resampled documents.
 
     Args:
-        samples: of D domains in one phase, each with at least one group.
-        share: share of cells in a hot set, in (0, 1].
+        samples: of D domains in one phase, each with at least one group; their settings give
+            the share of cells in a hot set.
 
     Returns:
         [3, D, D] float64: estimate, low, high; first domain axis trained on, second scored on.
@@ -54,13 +54,12 @@ def transfer(samples: Sequence[Sample], share: float) -> NDArray[np.float64]:
     num_domains = len(samples)
     result = np.full((3, num_domains, num_domains), np.nan)
     for row, source in enumerate(samples):
-        chosen = _training_sets(source, share)
-        resampled = _resampled_sets(source, share)
+        chosen = _training_sets(source)
+        resampled = _resampled_sets(source)
         for column, target in enumerate(samples):
             if row == column:
-                if target.num_groups > 1:
-                    lines = target.model_coverage((share,)).held_out
-                    result[:, row, column] = lines[:, 0, 0]
+                at = target.curve_shares.index(target.settings.share)
+                result[:, row, column] = target.curve.held_out[:, 0, at]
                 continue
             flat = target.counts.reshape(target.num_groups, -1)
             total = flat.sum(axis=1)
@@ -72,10 +71,10 @@ def transfer(samples: Sequence[Sample], share: float) -> NDArray[np.float64]:
     return result
 
 
-def _training_sets(sample: Sample, share: float) -> NDArray[np.float64]:
+def _training_sets(sample: Sample) -> NDArray[np.float64]:
     """[num_cells] float64: in what part of the folds' training sets a cell is hot."""
     bytes_of = _flat_bytes(sample)
-    size = hot_set_size(share, bytes_of.size)
+    size = _size(sample)
     counts = sample.counts.reshape(sample.num_groups, 1, -1)
     if sample.num_groups < 2:
         alone: NDArray[np.float64] = _members(best_first(counts[0], bytes_of), size)[0] * 1.0
@@ -85,10 +84,10 @@ def _training_sets(sample: Sample, share: float) -> NDArray[np.float64]:
     return mean
 
 
-def _resampled_sets(sample: Sample, share: float) -> NDArray[np.float32]:
+def _resampled_sets(sample: Sample) -> NDArray[np.float32]:
     """[R, num_cells] float32: as `_training_sets`, in every resample."""
     bytes_of = _flat_bytes(sample)
-    size = hot_set_size(share, bytes_of.size)
+    size = _size(sample)
     flat = sample.counts.reshape(sample.num_groups, -1).astype(np.float64)
     part = np.zeros((len(sample.weights), flat.shape[1]), np.float32)
     folds = range(sample.num_folds) if sample.num_groups > 1 else [-1]
@@ -98,6 +97,10 @@ def _resampled_sets(sample: Sample, share: float) -> NDArray[np.float32]:
         part += _members(best_first(drawn, bytes_of, stable=False), size)
     part /= len(folds)
     return part
+
+
+def _size(sample: Sample) -> int:
+    return hot_set_size(sample.settings.share, sample.shape.num_cells)
 
 
 def _flat_bytes(sample: Sample) -> NDArray[np.int64]:

@@ -16,9 +16,11 @@ from moeprof.analyze.coverage import (
 )
 from moeprof.analyze.floor import floor_coverage, num_simulations, uniform_counts
 from moeprof.analyze.hot_sets import cell_bytes, hot_set_size
-from moeprof.analyze.settings import BOTH_PHASES, OVERALL, AnalysisSettings
+from moeprof.analyze.settings import BOTH_PHASES, OVERALL, SHARES, AnalysisSettings
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.schema import PHASES
+
+_CURVE_POINTS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,18 @@ class Sample:
     def model_coverage(self, shares: tuple[float, ...]) -> CoverageLines:
         """Coverage of hot sets over the whole model; P is 1."""
         return self._coverage(shares, 1)
+
+    @property
+    def curve_shares(self) -> tuple[float, ...]:
+        """Shares of `curve`, ascending: `SHARES`, the share asked for, and others close by."""
+        smallest = max(1 / self.shape.num_cells, 0.002)
+        spaced = np.geomspace(smallest, 1, _CURVE_POINTS).round(6).tolist()
+        return tuple(sorted({*SHARES, self.settings.share, *spaced}))
+
+    @cached_property
+    def curve(self) -> CoverageLines:
+        """Coverage of hot sets over the whole model at `curve_shares`; P is 1."""
+        return self.model_coverage(self.curve_shares)
 
     def layer_coverage(self, share: float) -> CoverageLines:
         """Coverage of a hot set of the same share in every layer; P is L, S is 1."""

@@ -20,7 +20,6 @@ from moeprof.trace.reader import Trace
 from moeprof.trace.schema import PHASES
 
 FORMAT_VERSION = 1
-_CURVE_POINTS = 50
 _INTERVALS = ("", "_low", "_high")
 
 
@@ -162,16 +161,14 @@ def _samples(cells: CellCounts, settings: AnalysisSettings, name: str) -> list[S
 
 def _curve_frame(sample: Sample) -> pd.DataFrame:
     cells = sample.shape.num_cells
-    spaced = np.geomspace(max(1 / cells, 0.002), 1, _CURVE_POINTS).round(6)
-    shares = tuple(sorted({*SHARES, sample.settings.share, *spaced.tolist()}))
-    lines = sample.model_coverage(shares)
+    shares = sample.curve_shares
     head = {
         "domain": sample.domain,
         "phase": sample.phase,
         "share": shares,
         "cells": [hot_set_size(share, cells) for share in shares],
     }
-    return pd.DataFrame(head | _line_columns(lines, np.s_[0, :]))
+    return pd.DataFrame(head | _line_columns(sample.curve, np.s_[0, :]))
 
 
 def _layer_frame(sample: Sample) -> pd.DataFrame:
@@ -216,9 +213,8 @@ def _overlap_frames(samples: list[Sample]) -> tuple[pd.DataFrame, pd.DataFrame]:
         found = [one for one in samples if one.phase == phase and one.domain != OVERALL]
         if len(found) < 2:
             continue
-        share = found[0].settings.share
-        index = jaccard(np.stack([hot_cells(sample, share) for sample in found]))
-        moved = transfer(found, share)
+        index = jaccard(np.stack([hot_cells(sample) for sample in found]))
+        moved = transfer(found)
         for row, one in enumerate(found):
             for column, other in enumerate(found):
                 indices.append((phase, one.domain, other.domain, index[row, column]))

@@ -20,9 +20,8 @@ from moeprof.errors import CapacityError, UnsupportedModelError
 # Residual streams of the whole prompt that live at once in a decoder layer without autograd: the
 # residual, its norm, queries, keys, values, the attention output, and two of the feed-forward.
 _LIVE_STREAMS = 8
-# Per routed row: input, gate and up, product, output; the width of the expert is bounded by H.
-_LIVE_EXPERT_ROWS = 5
 _LOGIT_COPIES = 3  # the model's, the float32 copy, and the probabilities of sampling
+_EXPERT_MATRICES = 3  # gate, up and down, each H x F
 
 
 def kv_cache_bytes(
@@ -77,15 +76,17 @@ def _tensors(value: object, seen: set[int]) -> Iterator[torch.Tensor]:
 
 
 def workspace_bytes(model: Checkpoint | str | Path, context: int, batch: int) -> int:
-    """Upper estimate of the bytes of intermediate tensors while the whole prompt is prefilled.
+    """Estimate of the bytes of intermediate tensors while the whole prompt is prefilled.
 
-    With T = context x batch tokens, hidden size H, vocabulary V, top-k K and b bytes per element
-    (attention that keeps no T x T matrix, logits of the last position only)::
+    With T = context x batch tokens, hidden size H, expert width F, vocabulary V, top-k K and b
+    bytes per element (attention that keeps no T x T matrix, logits of the last position only)::
 
-        T x H x b x 8  +  T x K x H x b x 5  +  batch x V x 4 x 3
+        T x b x (8 H  +  K H  +  2 H + 3 F)  +  batch x V x 4 x 3
 
-    The three terms are the residual streams of one layer, the rows routed to the experts of one
-    layer, and the logits in float32 with two copies. The number of live tensors is counted from
+    The terms are the residual streams of one layer; the outputs of its experts, which are kept
+    until they are summed; rows, gate, up, product and output of the expert that is computed, if
+    all tokens chose it; and the logits in float32 with two copies. F is that of an expert with
+    gate, up and down matrices: its elements / 3 H. The number of live tensors is counted from
     transformers' decoder layers and the experts function of `moeprof.runtime`.
 
     Args:
@@ -96,7 +97,8 @@ def workspace_bytes(model: Checkpoint | str | Path, context: int, batch: int) ->
     checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
     shape = checkpoint.shape
     dtype = getattr(text_config(load_config(checkpoint.path)), "dtype", None) or torch.float32
-    tokens = context * batch
-    streams = tokens * shape.hidden_size * dtype.itemsize * _LIVE_STREAMS
-    routed = tokens * shape.top_k * shape.hidden_size * dtype.itemsize * _LIVE_EXPERT_ROWS
-    return streams + routed + batch * shape.vocab_size * 4 * _LOGIT_COPIES
+    stored = getattr(torch, shape.dtype, dtype)
+    width = max(shape.expert_bytes) // (_EXPERT_MATRICES * shape.hidden_size * stored.itemsize)
+    streams = (_LIVE_STREAMS + shape.top_k + 2) * shape.hidden_size + 3 * width
+    logits = batch * shape.vocab_size * torch.float32.itemsize * _LOGIT_COPIES
+    return int(context * batch * dtype.itemsize * streams + logits)

@@ -6,6 +6,7 @@ import typer
 
 from moeprof.cli.analyze import analyze
 from moeprof.cli.demo import demo
+from moeprof.cli.hardware import hardware
 from moeprof.cli.inspect import inspect
 from moeprof.cli.plan import plan
 from moeprof.cli.run import run
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (trace, inspect, analyze, plan, run, demo):
+for command in (trace, inspect, analyze, hardware, plan, run, demo):
     app.command()(command)
 
 

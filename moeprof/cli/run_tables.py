@@ -91,6 +91,10 @@ def _verdict(replay: ReplayReport) -> str:
         f"  {d.phase} layer {d.layer} {d.tier}: predicted {d.predicted}, measured {d.measured}"
         for d in replay.differences
     ]
+    lines.append(
+        "hint: routing differs in another --dtype or on another device, and on weights that have "
+        "changed since the trace"
+    )
     return "\n".join(lines)
 
 

@@ -1,14 +1,21 @@
-"""Measures the saved model on the bundled texts and writes its model card."""
+"""Measures the saved model on the bundled texts and writes its model card.
 
+`python -m moeprof.demo.card --output DIR` writes it anew for what `moeprof.demo.train` left there.
+"""
+
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
+from numpy.typing import NDArray
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,22 +28,35 @@ from moeprof.demo.sources import SOURCES
 _WINDOW_TOKENS = 1024
 _HOT_SHARE = 0.2  # of all cells; the share that the card calls hot
 _PROMPTS = {
-    "python": "def ",
-    "c": "static int ",
-    "javascript": "/**\n * ",
-    "english": "The ",
-    "french": "Pour ",
-    "german": "Wenn ",
+    "python": "def",
+    "c": "static int",
+    "javascript": "const",
+    "english": "The",
+    "french": "Pour",
+    "german": "Wenn",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What the card tells of training: the recipe, distinct tokens per domain, the loss curve."""
+    """What the card tells of training; `machine` is a sentence on where it ran and how fast.
+
+    `num_tokens` are the distinct tokens per domain, `history` the rows that `train` yields.
+    """
 
     recipe: dict[str, float]
     num_tokens: dict[str, int]
     history: list[dict[str, float]]
+    machine: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that there is a curve to tell of.
+
+        Raises:
+            ValueError: no step was logged.
+        """
+        if not self.history:
+            raise ValueError("history must have at least one row, got none: train for more steps")
 
 
 def read_texts(texts: Path, num_documents: int | None = None) -> dict[str, list[str]]:
@@ -70,7 +90,7 @@ def held_out_loss(
 
 
 @contextmanager
-def counted_assignments(model: Qwen3MoeForCausalLM) -> Iterator[np.ndarray]:
+def counted_assignments(model: Qwen3MoeForCausalLM) -> Iterator[NDArray[np.int64]]:
     """Counts [num_layers, num_experts] int64 of the assignments made inside the `with` block."""
     config = model.config
     counts = np.zeros((config.num_hidden_layers, config.num_experts), dtype=np.int64)
@@ -93,7 +113,7 @@ def counted_assignments(model: Qwen3MoeForCausalLM) -> Iterator[np.ndarray]:
             handle.remove()
 
 
-def hot_cells(counts: np.ndarray) -> set[int]:
+def hot_cells(counts: NDArray[np.int64]) -> set[int]:
     """The busiest fifth of all cells, as flat indices."""
     size = int(_HOT_SHARE * counts.size)
     return set(np.argsort(-counts.ravel(), kind="stable")[:size].tolist())
@@ -118,7 +138,7 @@ def write_card(folder: Path, texts: Path, run: TrainingRun) -> None:
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     losses: dict[str, tuple[float, int]] = {}
-    counts: dict[str, np.ndarray] = {}
+    counts: dict[str, NDArray[np.int64]] = {}
     for domain, documents in read_texts(texts).items():
         with counted_assignments(model) as counted:
             losses[domain] = held_out_loss(model, tokenizer, documents)
@@ -142,7 +162,7 @@ A small trained Mixture-of-Experts language model, for tracing routing without a
 Qwen3-MoE architecture: 6 layers, 32 experts each, 4 per token, hidden size 128, expert width 64,
 4 attention heads (2 for keys and values) of 32, a byte-level BPE vocabulary of 4,096, tied
 embeddings, {num_parameters / 1e6:.2f} M parameters, stored as bf16 safetensors. It was trained on
-{run.recipe["num_tokens"] / 1e6:.1f} M tokens of six domains (python, c, javascript, english,
+{run.history[-1]["tokens"] / 1e6:.1f} M tokens of six domains (python, c, javascript, english,
 french, german), drawn equally. It produces text that looks like its domains; it knows nothing and
 follows no instructions. Its chat template only makes chat data renderable: no chat was in the
 training data.
@@ -172,8 +192,8 @@ def _training(run: TrainingRun) -> str:
             f"{recipe['long_sequence_tokens']}; seed {recipe['seed']}; `grouped_mm` experts, bf16 "
             "autocast, load-balancing coefficient 0.001 and nothing else that touches routing.",
             "",
-            f"Distinct tokens per domain: {tokens}. Wall time: {last['seconds'] / 60:.0f} minutes "
-            "on two cores of an x86-64 server that other work shared, at low priority.",
+            f"Distinct tokens per domain: {tokens}. Wall time of the {last['tokens'] / 1e6:.1f} M "
+            f"tokens: {last['seconds'] / 60:.0f} minutes. {run.machine}".rstrip(),
             "",
             "| tokens seen | training loss (nats per token) | load-balancing loss |",
             "|---|---|---|",
@@ -202,7 +222,7 @@ def _losses(losses: dict[str, tuple[float, int]], documents: dict[str, list[str]
     )
 
 
-def _skew(counts: dict[str, np.ndarray]) -> str:
+def _skew(counts: dict[str, NDArray[np.int64]]) -> str:
     hot = {domain: hot_cells(count) for domain, count in counts.items()}
     rows = []
     for domain, count in counts.items():
@@ -266,3 +286,22 @@ def _packages() -> str:
         "that must stay clear of copyleft training data should retrain on other sources.",
     ]
     return "\n".join(lines)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder with model/, texts/ and training.json.")],
+    machine: Annotated[str, typer.Option(help="Sentence on where it was trained.")] = "",
+) -> None:
+    """Measure the model in a folder once more and rewrite its card.
+
+    Example:
+        python -m moeprof.demo.card --output demo-out
+    """
+    saved = json.loads((output / "training.json").read_text(encoding="utf-8"))
+    run = TrainingRun(saved["recipe"], saved["num_tokens"], saved["history"], machine)
+    write_card(output / "model", output / "texts", run)
+    typer.echo(output / "model" / "README.md")
+
+
+if __name__ == "__main__":
+    typer.run(main)

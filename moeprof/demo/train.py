@@ -13,18 +13,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from moeprof.demo.card import TrainingRun, held_out_loss, read_texts, write_card
+from moeprof.demo.card import TrainingRun, write_card
 from moeprof.demo.corpus import Document, gather, write_texts
 from moeprof.demo.sources import DOMAINS
 
@@ -49,7 +51,7 @@ _SPLIT = (
 class Recipe:
     """What decides the trained weights, besides the texts."""
 
-    num_tokens: int = 10_000_000
+    num_tokens: int = 20_000_000
     batch_tokens: int = 8192
     sequence_tokens: int = 256
     long_sequence_tokens: int = 1024
@@ -122,14 +124,9 @@ def _tokenizer_texts(training: dict[str, list[Document]], seed: int) -> Iterator
 class Batches:
     """Windows over each domain's tokens, every domain as often, each epoch in a new order."""
 
-    def __init__(
-        self,
-        training: dict[str, list[Document]],
-        tokenizer: PreTrainedTokenizerFast,
-        seed: int,
-    ) -> None:
+    def __init__(self, tokens: dict[str, NDArray[np.uint16]], seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self._tokens = {domain: self._encoded(training[domain], tokenizer) for domain in DOMAINS}
+        self._tokens = tokens
         self._starts: dict[str, list[int]] = {domain: [] for domain in DOMAINS}
         self._length = 0
         self._turn = 0
@@ -159,12 +156,16 @@ class Batches:
         start = starts.pop()
         return tokens[start : start + self._length]
 
-    def _encoded(self, documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-        order = self._rng.permutation(len(documents))
-        texts = [documents[index].text for index in order]
-        encoded = tokenizer(texts, verbose=False)["input_ids"]
-        end = tokenizer.eos_token_id
-        return np.concatenate([np.array([*ids, end], dtype=np.uint16) for ids in encoded])
+
+def encode(
+    documents: list[Document], tokenizer: PreTrainedTokenizerFast, seed: int
+) -> NDArray[np.uint16]:
+    """The tokens of all documents in a random order, each document ended by its end token."""
+    order = np.random.default_rng(seed).permutation(len(documents))
+    texts = [documents[index].text for index in order]
+    encoded = tokenizer(texts, verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return np.concatenate([np.array([*ids, end], dtype=np.uint16) for ids in encoded])
 
 
 def make_model(seed: int) -> Qwen3MoeForCausalLM:
@@ -222,18 +223,19 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train in place; yields after every step its number, loss, tokens seen and seconds taken.
 
-    Each worker takes its share of the batch on one thread: kernels this small gain nothing from a
-    second thread, and stall when another process holds the second core.
+    On a CPU each worker takes its share of the batch on one thread: kernels this small gain
+    nothing from a second thread, and stall when another process holds the second core.
     """
     torch.set_num_threads(1)
+    num_workers = recipe.num_workers if model.device.type == "cpu" else 1
     optimizer = _optimizer(model, recipe)
     parameters = list(model.parameters())
     began = time.perf_counter()
-    with ThreadPoolExecutor(recipe.num_workers) as pool:
+    with ThreadPoolExecutor(num_workers) as pool:
         for step in range(recipe.num_steps):
             length = recipe.sequence_tokens_at(step)
-            tokens = batches.next(recipe.batch_tokens // length, length)
-            shares = tokens.chunk(recipe.num_workers)
+            tokens = batches.next(recipe.batch_tokens // length, length).to(model.device)
+            shares = tokens.chunk(num_workers)
             results = list(pool.map(partial(_loss_and_gradients, model, parameters), shares))
             for parameter, *gradients in zip(parameters, *(r[1] for r in results), strict=True):
                 parameter.grad = torch.stack(gradients).mean(dim=0)
@@ -255,17 +257,38 @@ def _loss_and_gradients(
     model: Qwen3MoeForCausalLM, parameters: list[torch.nn.Parameter], tokens: torch.Tensor
 ) -> tuple[tuple[float, float], tuple[torch.Tensor, ...]]:
     """Cross-entropy and auxiliary loss, and the gradients of both together."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
         output = model(input_ids=tokens, labels=tokens, use_cache=False)
     gradients = torch.autograd.grad(output.loss, parameters)
     total, auxiliary = float(output.loss.detach()), float(output.aux_loss.detach())
     return (total - model.config.router_aux_loss_coef * auxiliary, auxiliary), gradients
 
 
+def prepare(output: Path, work: Path, seed: int) -> tuple[PreTrainedTokenizerFast, Path]:
+    """Gather the packages, write the bundled texts and encode the rest, unless done before.
+
+    Returns:
+        The tokenizer, and the folder with `DOMAIN.npy` (uint16 token ids) for each domain.
+    """
+    prepared = work / "prepared"
+    if not (prepared / "done").is_file():
+        corpus = gather(work.resolve())
+        write_texts(corpus.bundled, output / "texts", work.resolve())
+        tokenizer = train_tokenizer(corpus.training, seed)
+        tokenizer.save_pretrained(prepared)
+        for domain in DOMAINS:
+            tokens = encode(corpus.training[domain], tokenizer, seed)
+            np.save(prepared / f"{domain}.npy", tokens)
+        (prepared / "done").touch()
+    return PreTrainedTokenizerFast.from_pretrained(prepared), prepared
+
+
 def main(
     output: Annotated[Path, typer.Option(help="Folder that receives model/ and texts/.")],
     work: Annotated[Path, typer.Option(help="Folder for downloads.")] = Path("demo-work"),
     tokens: Annotated[int, typer.Option(help="Tokens to train on.")] = Recipe().num_tokens,
+    steps: Annotated[int | None, typer.Option(help="Stop early, to compare machines.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Rebuild the bundled texts and the bundled model.
 
@@ -274,25 +297,20 @@ def main(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe(num_tokens=tokens)
-    corpus = gather(work.resolve())
-    write_texts(corpus.bundled, output / "texts", work.resolve())
-    tokenizer = train_tokenizer(corpus.training, recipe.seed)
-    batches = Batches(corpus.training, tokenizer, recipe.seed)
+    tokenizer, prepared = prepare(output, work, recipe.seed)
+    batches = Batches({d: np.load(prepared / f"{d}.npy") for d in DOMAINS}, recipe.seed)
     log.info("training tokens per domain: %s", batches.num_tokens)
-    model = make_model(recipe.seed)
+    model = make_model(recipe.seed).to(device)
     history: list[dict[str, float]] = []
-    for row in train(model, batches, recipe):
+    for row in islice(train(model, batches, recipe), steps):
         if row["step"] % 20 == 0:
             history.append(row)
             log.info("%s", json.dumps(row))
-        if row["step"] % 250 == 0 or row["step"] == 60:
+        if row["step"] % 250 == 0:
             save(model, tokenizer, output / "model")
-            for domain, documents in read_texts(output / "texts", num_documents=2).items():
-                loss, _ = held_out_loss(model, tokenizer, documents)
-                log.info("held-out loss of %s: %.3f", domain, loss)
     save(model, tokenizer, output / "model")
     run = TrainingRun(asdict(recipe), batches.num_tokens, history)
-    (work / "training.json").write_text(json.dumps(asdict(run)), encoding="utf-8")
+    (output / "training.json").write_text(json.dumps(asdict(run)), encoding="utf-8")
     write_card(output / "model", output / "texts", run)
 
 

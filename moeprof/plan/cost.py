@@ -19,20 +19,23 @@ class DecodeClock:
     """Time of one decoded token of a single sequence: `design.md`, section 5.
 
     Each layer takes `max(vram part, round trip + ram part)`, where a part is the time of its
-    experts one after the other, and the round trip is paid only where an expert is in RAM. The
-    time outside the experts does not depend on the placement and is one sum.
+    experts one after the other, and the round trip is paid only where an expert is in RAM; where
+    the tiers do not compute at the same time it is their sum. The time outside the experts does
+    not depend on the placement and is one sum.
 
     Attributes:
         dense_s: seconds outside the experts, all layers together.
         round_trip_s: seconds of one host-device round trip.
         vram_expert_s: [L] float64, seconds of one expert in VRAM.
         ram_expert_s: [L] float64, seconds of one expert in RAM.
+        tiers_overlap: whether both parts run at the same time.
     """
 
     dense_s: float
     round_trip_s: float
     vram_expert_s: NDArray[np.float64]
     ram_expert_s: NDArray[np.float64]
+    tiers_overlap: bool = True
 
     def layer_seconds(
         self, row: int, num_vram: NDArray[np.int64], num_ram: NDArray[np.int64]
@@ -49,7 +52,7 @@ class DecodeClock:
         """
         vram = num_vram * self.vram_expert_s[row]
         ram = num_ram * self.ram_expert_s[row] + (num_ram > 0) * self.round_trip_s
-        seconds: NDArray[np.float64] = np.maximum(vram, ram)
+        seconds: NDArray[np.float64] = np.maximum(vram, ram) if self.tiers_overlap else vram + ram
         return seconds
 
 
@@ -85,6 +88,7 @@ def decode_clock(profile: HardwareProfile, shape: ModelShape) -> DecodeClock:
         round_trip_s=profile.round_trip_s,
         vram_expert_s=np.array([vram(size) for size in shape.expert_bytes]),
         ram_expert_s=np.array([ram(size) for size in shape.expert_bytes]),
+        tiers_overlap=profile.tiers_overlap,
     )
 
 

@@ -15,7 +15,7 @@ from transformers.integrations.moe import ExpertsInterface
 from moeprof.errors import UnsupportedModelError
 from moeprof.placement.tier import Tier
 from moeprof.runtime.meter import Meter
-from moeprof.runtime.stores import ExpertStore, SlotTable
+from moeprof.runtime.stores import ExpertStore
 
 IMPLEMENTATION = "moeprof"
 _FLAGS = frozenset(
@@ -93,7 +93,8 @@ class LayerExperts:
         num_experts: routed experts (E).
         layout: how the module computes.
         stores: the tiers.
-        table: which slot of which tier holds each cell.
+        tiers: for each expert the tier that owns it.
+        slots: for each expert its slot there.
         meter: where assignments are counted.
     """
 
@@ -101,7 +102,8 @@ class LayerExperts:
     num_experts: int
     layout: ExpertLayout
     stores: Mapping[Tier, ExpertStore]
-    table: SlotTable
+    tiers: tuple[Tier, ...]
+    slots: tuple[int, ...]
     meter: Meter
 
 
@@ -137,10 +139,10 @@ def experts_forward(
     # The device is given its work first; it computes while the host works on its own.
     for tier in (Tier.VRAM, Tier.RAM):
         store = layer.stores[tier]
-        owned = [e for e in shares if layer.table.tier[layer.row, e] == tier]
+        owned = [e for e in shares if layer.tiers[e] is tier]
         rows = hidden_states.to(store.device) if owned else hidden_states
         for expert in owned:
-            weights = store.expert(layer.row, int(layer.table.slot[layer.row, expert]))
+            weights = store.expert(layer.row, layer.slots[expert])
             chosen = rows[shares[expert].tokens.to(store.device)]
             outputs[expert] = _compute(module, layer.layout, weights, chosen)
     total = torch.zeros_like(hidden_states)

@@ -1,9 +1,12 @@
 """Loading a checkpoint under a placement: each expert is read once, straight into its tier."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PretrainedConfig, PreTrainedModel
 
 from moeprof.checkpoint import Checkpoint, read_checkpoint
@@ -15,7 +18,7 @@ from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import IMPLEMENTATION, LayerExperts, read_layout
 from moeprof.runtime.meter import Meter
-from moeprof.runtime.model import LoadedModel
+from moeprof.runtime.model import LoadedModel, SplitModel
 from moeprof.runtime.shells import expert_parameters, load_without_experts
 from moeprof.runtime.stores import ExpertStore, ParameterSpec, SlotTable, allocate_stores
 from moeprof.runtime.weights import TensorReader
@@ -45,6 +48,27 @@ def load(
     """
     checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
     placement.check_model(checkpoint.fingerprint, checkpoint.name)
+    split = load_split(checkpoint, placement.tier_of, device, dtype)
+    facts = {field.name: getattr(split, field.name) for field in fields(split)}
+    return LoadedModel(**facts, placement=placement)
+
+
+def load_split(
+    checkpoint: Checkpoint, tier_of: NDArray[np.uint8], device: str = "auto", dtype: str = "auto"
+) -> SplitModel:
+    """Load a model with its experts split over tiers; no expert is in memory twice.
+
+    Args:
+        checkpoint: the model's files.
+        tier_of: [L, E] uint8, the value of `Tier` of every cell.
+        device: as in `load`.
+        dtype: as in `load`.
+
+    Raises:
+        PlacementError: the nvme tier is used.
+        UnsupportedModelError: the model cannot be run.
+        CapacityError: no such device, or a tier does not fit.
+    """
     place = resolve_device(device)
     config = load_config(checkpoint.path)
     _refuse_quantized(checkpoint, config)
@@ -53,18 +77,24 @@ def load(
     modules = find_moe_layers(skeleton)
     mapped = map_checkpoint(skeleton, modules, checkpoint.tensors)
     specs = [_specs(experts) for experts in modules]
-    table = SlotTable.from_tiers(placement.tier_of)
+    table = SlotTable.from_tiers(tier_of)
     stores = allocate_stores(table, specs, place)
     loaded = load_without_experts(checkpoint.path, config, modules, element).to(place)
     _fill(stores, table, skeleton, mapped, checkpoint)
     meter = Meter(checkpoint.shape)
     for row, experts in enumerate(find_moe_layers(loaded)):
         experts.module.moeprof_layer = LayerExperts(  # type: ignore[assignment]
-            row, experts.num_experts, read_layout(experts.module), stores, table, meter
+            row=row,
+            num_experts=experts.num_experts,
+            layout=read_layout(experts.module),
+            stores=stores,
+            tiers=tuple(Tier(int(tier)) for tier in table.tier[row]),
+            slots=tuple(int(slot) for slot in table.slot[row]),
+            meter=meter,
         )
     loaded.set_experts_implementation(IMPLEMENTATION)
     sizes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
-    return LoadedModel(loaded, checkpoint, placement, stores, table, meter, place, element, sizes)
+    return SplitModel(loaded, checkpoint, stores, table, meter, place, element, sizes)
 
 
 def resolve_device(device: str) -> torch.device:

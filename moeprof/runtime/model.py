@@ -1,8 +1,9 @@
 """A model that runs under a placement: its forward, its tokenizer and its counts."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,14 +31,19 @@ class Step:
     cache: Any
 
 
+@cache
+def _accepted(forward: Callable[..., object]) -> frozenset[str]:
+    """Names of the arguments of a forward."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A transformers model whose experts live where a placement says; `load` makes one.
+class SplitModel:
+    """A transformers model whose experts live in stores; `load_split` makes one.
 
     Attributes:
         model: the transformers model, with experts computed by the stores.
         checkpoint: the files it came from.
-        placement: where its experts live.
         stores: the experts of each tier.
         table: which slot holds each cell.
         meter: what it routed so far.
@@ -48,7 +54,6 @@ class LoadedModel:
 
     model: PreTrainedModel
     checkpoint: Checkpoint
-    placement: Placement
     stores: Mapping[Tier, ExpertStore]
     table: SlotTable
     meter: Meter
@@ -77,7 +82,7 @@ class LoadedModel:
         Raises:
             UnsupportedModelError: a layer did not go through its experts, or no cache came back.
         """
-        accepted = inspect.signature(self.model.forward).parameters
+        accepted = _accepted(type(self.model).forward)
         ids = torch.tensor([token_ids], device=self.device)
         options: dict[str, Any] = {"use_cache": keep_cache}
         if cache is not None:
@@ -99,3 +104,14 @@ class LoadedModel:
         """Wait until the device has finished; nothing to wait for on the host."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel(SplitModel):
+    """A model split as a placement says; `load` makes one.
+
+    Attributes:
+        placement: where its experts live, and what was predicted of that.
+    """
+
+    placement: Placement

@@ -168,7 +168,7 @@ def allocate_stores(
 
 def _check_capacity(tier: Tier, device: torch.device, needed: int) -> None:
     on_card = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_card else _host_memory()
+    free = torch.cuda.mem_get_info(device)[0] if on_card else host_memory_bytes()
     if needed > free:
         raise CapacityError(
             f"tier {tier.label} needs {format_size(needed)} on {device}, "
@@ -177,7 +177,7 @@ def _check_capacity(tier: Tier, device: torch.device, needed: int) -> None:
         )
 
 
-def _host_memory() -> int:
+def host_memory_bytes() -> int:
     """Bytes of host memory that can be had without swapping; of the whole machine off Linux."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

@@ -1,0 +1,55 @@
+"""`moeprof hardware`: measure this machine with a model, for predictions of speed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moeprof.cli.options import Force, Json
+
+
+def hardware(
+    model: Annotated[str, typer.Argument(help="Model directory or hub id to measure with.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Profile file to write.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="bfloat16, float16, float32, or auto: as the checkpoint.")
+    ] = "auto",
+    name: Annotated[
+        str | None, typer.Option(help="What to call the machine. [default: its processor]")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine with a model's own experts, so that plans can predict its speed.
+
+    Close other programs first: what they take is measured, too.
+
+    Example:
+        moeprof hardware moeprof/demo/model -o hardware.json
+    """
+    from moeprof.placement import check_free, write_whole
+    from moeprof.runtime.measurement import measure_hardware
+    from moeprof.units import format_duration, format_size
+
+    check_free(output, force)
+    profile = measure_hardware(model, device=device, dtype=dtype, name=name)
+    write_whole(output, profile.to_json().encode())
+    if as_json:
+        typer.echo(profile.to_json(), nl=False)
+    typer.echo(f"machine    {profile.name}", err=True)
+    for tier, facts in profile.tiers.items():
+        times = ", ".join(
+            f"one {stored} expert {format_duration(time.fixed_s)} + "
+            f"{format_duration(time.s_per_byte * 2**20)} per MiB"
+            for stored, time in facts.expert_time.items()
+        )
+        typer.echo(
+            f"{tier:10} {format_size(facts.capacity_bytes)}, "
+            f"{format_size(facts.read_bytes_per_s)}/s, {times}",
+            err=True,
+        )
+    typer.echo(
+        f"layer      {format_duration(profile.dense_time.fixed_s)} outside experts", err=True
+    )
+    typer.echo(f"wrote {output}", err=True)

@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+from tiny import save_model
+
+from moeprof.cli import main
+from moeprof.hardware import read_hardware
+from moeprof.runtime.measurement import measure_hardware
+
+
+def test_the_measured_profile_is_a_valid_one(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "machine.json"
+    with pytest.raises(SystemExit) as stopped:
+        main(["hardware", str(tiny_model), "-o", str(path), "--device", "cpu", "--name", "here"])
+    assert not stopped.value.code
+    profile = read_hardware(path)
+    assert (profile.name, profile.source) == ("here", "measured")
+    assert not profile.tiers_overlap
+    assert profile.links == {}
+    for tier in profile.tiers.values():
+        time = tier.expert_time["float32"]
+        assert time(6144) >= 6144 * time.s_per_byte > 0
+    assert f"wrote {path}" in capsys.readouterr().err
+
+
+def test_a_profile_in_another_type_keeps_the_checkpoints_format(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "one", num_experts_per_tok=1)
+    profile = measure_hardware(path, device="cpu", dtype="bfloat16")
+    assert list(profile.tiers["ram"].expert_time) == ["float32"]
+    assert profile.dense_time(0) > 0
+
+
+def test_a_profile_is_not_replaced_without_force(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        main(["hardware", str(tiny_model), "-o", str(path)])
+    assert stopped.value.code == 1
+    assert "--force" in capsys.readouterr().err
+    assert path.read_text() == "{}"
+
+
+def test_json_is_the_profile_on_stdout(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "machine.json"
+    with pytest.raises(SystemExit):
+        main(["hardware", str(tiny_model), "-o", str(path), "--device", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
