@@ -100,7 +100,7 @@ def test_a_cache_for_no_tokens_is_refused(tiny_model: Path) -> None:
 
 def test_workspace_is_the_documented_formula(tiny_model: Path) -> None:
     # 10 tokens of 4 bytes; hidden 32, top-2, expert width 16, vocabulary 300, batch 2
-    layer = 10 * 4 * (8 * 32 + 2 * 32 + 2 * 32 + 3 * 16)
+    layer = 10 * 4 * (10 * 32 + 2 * 32 + 2 * 32 + 3 * 16)
     logits = 2 * 300 * 4 * 3
     assert workspace_bytes(tiny_model, 5, 2) == layer + logits
 

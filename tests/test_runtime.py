@@ -479,7 +479,7 @@ def test_tiers_on_a_gpu_give_the_same_routing_and_close_logits(
 ) -> None:
     loaded = load(make_placement(checkpoint), checkpoint, device="cuda")
     assert loaded.stores[Tier.VRAM].device.type == "cuda"
-    assert loaded.stores[Tier.RAM].expert(0, 0)["down_proj"].is_pinned()
+    assert loaded.stores[Tier.RAM].device.type == "cpu"
     ids = list(range(40))
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0, -1]

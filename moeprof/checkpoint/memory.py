@@ -18,8 +18,9 @@ from moeprof.checkpoint.skeleton import (
 from moeprof.errors import CapacityError, UnsupportedModelError
 
 # Residual streams of the whole prompt that live at once in a decoder layer without autograd: the
-# residual, its norm, queries, keys, values, the attention output, and two of the feed-forward.
-_LIVE_STREAMS = 8
+# residual, its norm, queries, keys, values, the attention output, two of the feed-forward, the sum
+# of the experts' outputs and the output that is added to it.
+_LIVE_STREAMS = 10
 _LOGIT_COPIES = 3  # the model's, the float32 copy, and the probabilities of sampling
 _EXPERT_MATRICES = 3  # gate, up and down, each H x F
 
@@ -81,7 +82,7 @@ def workspace_bytes(model: Checkpoint | str | Path, context: int, batch: int) ->
     With T = context x batch tokens, hidden size H, expert width F, vocabulary V, top-k K and b
     bytes per element (attention that keeps no T x T matrix, logits of the last position only)::
 
-        T x b x (8 H  +  K H  +  2 H + 3 F)  +  batch x V x 4 x 3
+        T x b x (10 H  +  K H  +  2 H + 3 F)  +  batch x V x 4 x 3
 
     The terms are the residual streams of one layer; the outputs of its experts, which are kept
     until they are summed; rows, gate, up, product and output of the expert that is computed, if

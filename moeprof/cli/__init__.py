@@ -1,6 +1,8 @@
 """The command line: one file per command; a command parses, calls the library and reports."""
 
-from collections.abc import Sequence
+import inspect as inspect_module
+import os
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -13,6 +15,10 @@ from moeprof.cli.run import run
 from moeprof.cli.trace import trace
 from moeprof.errors import MoeprofError
 
+# Read when torch is imported. Threads that wait actively for a core that another program holds
+# slow small models down tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 app = typer.Typer(
     name="moeprof",
     help="Which experts does a Mixture-of-Experts model use, and where should each of them live?",
@@ -21,8 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (trace, inspect, analyze, hardware, plan, run, demo):
-    app.command()(command)
+COMMANDS = (trace, inspect, analyze, hardware, plan, run, demo)
+
+
+def _help(command: Callable[..., None]) -> str:
+    """The docstring, its example kept from being wrapped like prose (a line of backspace)."""
+    text = inspect_module.cleandoc(command.__doc__ or "")
+    return text.replace("Example:\n", "\b\nExample:\n")
+
+
+for _command in COMMANDS:
+    app.command(help=_help(_command))(_command)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -23,12 +23,17 @@ def demo(
     Example:
         moeprof demo -o moeprof-demo
     """
+    import torch
+
+    from moeprof.cli import app
+
+    # The bundled model's matrices are too small to share among threads.
+    torch.set_num_threads(1)
     begun = time.monotonic()
     steps = _steps(output, force)
-    for number, (why, arguments) in enumerate(steps, start=1):
-        typer.echo(f"\n[{number}/{len(steps)}] {why}", err=True)
-        typer.echo(f"$ moeprof {shlex.join(arguments)}", err=True)
-        _run(arguments)
+    for number, (why, command) in enumerate(steps, start=1):
+        typer.echo(f"\n[{number}/{len(steps)}] {why}\n$ moeprof {command}", err=True)
+        app(shlex.split(command), standalone_mode=False)
     typer.echo(
         f"\nDone in {time.monotonic() - begun:.0f} s. Look at the pictures in {output}/plots, and "
         "repeat any step by hand with the commands above.",
@@ -36,43 +41,45 @@ def demo(
     )
 
 
-def _steps(output: Path, force: bool) -> list[tuple[str, list[str]]]:
-    """What each step is for, and the command that does it."""
+def _steps(output: Path, force: bool) -> list[tuple[str, str]]:
+    """What each step is for, and the command line that does it."""
     from moeprof.demo import domains, model_path, text_path
 
-    model = _short(model_path())
-    trace, placement = str(output / "traces" / "demo"), str(output / "placements" / "demo.json")
-    hardware = str(output / "hardware.json")
-    again = ["--force"] if force else []
-    data = [f"{name}={_short(text_path() / name)}" for name in domains()]
-    prompt = "def read_config(path):\n"
+    def quoted(path: Path) -> str:
+        return shlex.quote(_short(path))
+
+    model = quoted(model_path())
+    data = " ".join(f"{name}={quoted(text_path() / name)}" for name in domains())
+    trace, hardware = quoted(output / "traces" / "demo"), quoted(output / "hardware.json")
+    placement, plots = quoted(output / "placements" / "demo.json"), quoted(output / "plots")
+    again = " --force" if force else ""
     return [
         (
             "Record which experts the model chooses on six kinds of text, prompt and reply.",
-            ["trace", model, *data, "-o", trace, "--prompt-tokens", "192", "--generate", "64"]
-            + ["--batch-size", "24", "--dtype", "float32", *again],
+            f"trace {model} {data} -o {trace} --prompt-tokens 192 --generate 64 --batch-size 24 "
+            f"--dtype float32{again}",
         ),
         (
             "See how uneven that is, and whether it holds on text it was not chosen on.",
-            ["analyze", trace, "--plots", str(output / "plots"), *again],
+            f"analyze {trace} --plots {plots}{again}",
         ),
         (
             "Measure this machine.",
-            ["hardware", model, "-o", hardware, "--dtype", "float32", *again],
+            f"hardware {model} -o {hardware} --dtype float32{again}",
         ),
         (
             "Decide which experts live in VRAM, under one budget for everything.",
-            ["plan", trace, "--model", model, "--vram", "6MB", "--context", "512"]
-            + ["--hardware", hardware, "-o", placement, *again],
+            f"plan {trace} --model {model} --vram 10MB --context 512 --hardware {hardware} "
+            f"--device-context 0 -o {placement}{again}",
         ),
         (
             "Run the model exactly so.",
-            ["run", "--placement", placement, "--prompt", prompt, "--max-new-tokens", "120"]
-            + ["--temperature", "0.7", "--dtype", "float32"],
+            f"run --placement {placement} --prompt 'def read_config(path):' "
+            "--max-new-tokens 120 --temperature 0.7 --dtype float32",
         ),
         (
-            "Feed it the traced text again: the hits must be those that the trace predicts.",
-            ["run", "--placement", placement, "--replay", f"{trace}:python"],
+            "Feed it traced text again: the hits must be those that the trace predicts.",
+            f"run --placement {placement} --replay {trace}:python",
         ),
     ]
 
@@ -80,9 +87,3 @@ def _steps(output: Path, force: bool) -> list[tuple[str, list[str]]]:
 def _short(path: Path) -> str:
     """The path as a person in this directory would type it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _run(arguments: list[str]) -> None:
-    from moeprof.cli import app
-
-    app(arguments, standalone_mode=False)

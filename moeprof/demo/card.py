@@ -33,7 +33,7 @@ _PROMPTS = {
     "javascript": "const",
     "english": "The",
     "french": "Pour",
-    "german": "Wenn",
+    "german": "Die",
 }
 
 
@@ -41,7 +41,7 @@ _PROMPTS = {
 class TrainingRun:
     """What the card tells of training; `machine` is a sentence on where it ran and how fast.
 
-    `num_tokens` are the distinct tokens per domain, `history` the rows that `train` yields.
+    `num_tokens` are those of one pass over each domain, `history` the rows that `train` yields.
     """
 
     recipe: dict[str, float]
@@ -192,7 +192,7 @@ def _training(run: TrainingRun) -> str:
             f"{recipe['long_sequence_tokens']}; seed {recipe['seed']}; `grouped_mm` experts, bf16 "
             "autocast, load-balancing coefficient 0.001 and nothing else that touches routing.",
             "",
-            f"Distinct tokens per domain: {tokens}. Wall time of the {last['tokens'] / 1e6:.1f} M "
+            f"Tokens in one pass (some prose counts twice): {tokens}. Wall time of the {last['tokens'] / 1e6:.1f} M "
             f"tokens: {last['seconds'] / 60:.0f} minutes. {run.machine}".rstrip(),
             "",
             "| tokens seen | training loss (nats per token) | load-balancing loss |",

@@ -7,29 +7,27 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import product
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.checkpoint.modules import ExpertsModule, find_moe_layers
 from moeprof.hardware import HardwareProfile, LinkProfile, TierProfile, Time
 from moeprof.model_shape import ModelShape
 from moeprof.placement.tier import Tier
-from moeprof.runtime.experts import experts_forward
 from moeprof.runtime.loader import load_split, resolve_device
 from moeprof.runtime.model import SplitModel
 from moeprof.runtime.stores import host_memory_bytes
 
 _WARM_UPS = 3
 _REPEATS = 25
-_DECODED_TOKENS = 24
 _BANDWIDTH_BYTES = 256 * 2**20  # beyond the last-level cache of common processors
 
 
@@ -62,7 +60,12 @@ def measure_hardware(
     loaded = load_split(checkpoint, _tiers(checkpoint.shape), str(place), dtype)
     shape, host = checkpoint.shape, torch.device("cpu")
     bandwidth = {Tier.VRAM: _read_bandwidth(place), Tier.RAM: _read_bandwidth(host)}
-    lines = {tier: _line(loaded, tier, bandwidth[tier]) for tier in bandwidth}
+    most = min(shape.top_k, shape.num_experts // 2)
+    decoding = _decode(loaded, most)
+    lines = {
+        tier: decoding.line(tier, most, loaded.expert_bytes[0] / bandwidth[tier])
+        for tier in bandwidth
+    }
     return HardwareProfile(
         name=name or _machine_name(place),
         source="measured",
@@ -73,22 +76,22 @@ def measure_hardware(
                 read_bytes_per_s=bandwidth[tier],
                 expert_time={
                     shape.dtype: _split(
-                        lines[tier].slope, shape.expert_bytes[0], bandwidth[tier], 1
+                        lines[tier].slope_s, shape.expert_bytes[0], bandwidth[tier], 1
                     )
                 },
             )
             for tier in bandwidth
         },
         links=_links(place),
-        round_trip_s=max(0.0, lines[Tier.RAM].fixed - lines[Tier.VRAM].fixed),
+        round_trip_s=max(0.0, lines[Tier.RAM].fixed_s - lines[Tier.VRAM].fixed_s),
         device_context_bytes=context_bytes,
         dense_time=_split(
-            _dense_seconds(loaded) + shape.num_moe_layers * lines[Tier.VRAM].fixed,
+            decoding.dense_s + shape.num_moe_layers * lines[Tier.VRAM].fixed_s,
             shape.dense_bytes,
             bandwidth[Tier.VRAM],
             shape.num_layers,
         ),
-        tiers_overlap=place.type == "cuda",
+        tiers_overlap=place.type == "cuda" and _overlap(decoding, lines, most),
     )
 
 
@@ -102,100 +105,139 @@ def _tiers(shape: ModelShape) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """Seconds of a layer with k experts for one token: `fixed + slope * k`."""
+    """Seconds of a layer with k experts of one tier for one token: `fixed_s + slope_s * k`."""
 
-    fixed: float
-    slope: float
+    fixed_s: float
+    slope_s: float
 
 
-def _line(loaded: SplitModel, tier: Tier, bytes_per_s: float) -> _Line:
-    """The line through a layer's times with one and with K experts of a tier.
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """Median seconds while decoding.
 
-    Both are timed in turns, so that what disturbs one disturbs the other; the slope is the median
-    over turns, and at least the time of reading the expert at the measured bandwidth.
+    Attributes:
+        dense_s: of one token outside the experts modules.
+        layer_s: (experts in VRAM, experts in RAM) -> of the experts of one layer.
     """
-    shape = loaded.checkpoint.shape
-    owned = np.flatnonzero(loaded.table.tier[0] == tier)
-    most = min(shape.top_k, len(owned))
-    floor = loaded.expert_bytes[0] / bytes_per_s
-    one, many = _layer_seconds(loaded, owned, (1, most))
-    slope = float(np.median(many - one)) / (most - 1) if most > 1 else float(np.median(one))
-    slope = max(slope, floor)
-    return _Line(max(0.0, float(np.median(one)) - slope), slope)
+
+    dense_s: float
+    layer_s: dict[tuple[int, int], float]
+
+    def line(self, tier: Tier, most: int, shortest_s: float) -> _Line:
+        """The line through the times with one and with `most` experts of a tier.
+
+        Args:
+            tier: vram or ram.
+            most: the largest number of experts timed.
+            shortest_s: what one expert takes at least, to be read.
+        """
+        one, many = (
+            self.layer_s[(count, 0) if tier is Tier.VRAM else (0, count)] for count in (1, most)
+        )
+        slope = max((many - one) / (most - 1) if most > 1 else one, shortest_s)
+        return _Line(max(0.0, one - slope), slope)
 
 
-def _layer_seconds(
-    loaded: SplitModel, owned: NDArray[np.int64], sizes: tuple[int, ...]
-) -> NDArray[np.float64]:
-    """Seconds of the experts of one layer for one token, mean over the layers.
+def _decode(loaded: SplitModel, most: int) -> _Decoding:
+    """Decode tokens whose experts are dictated, and time the inside and the outside of layers.
 
-    Every call takes other experts, so that caches serve no more than they do while decoding.
+    What a layer takes depends on what ran before it (caches, clocks, sleeping threads), so it is
+    timed inside a real forward. The mixes of tiers take turns, so that what disturbs one disturbs
+    the others, and every call uses other experts.
 
     Args:
         loaded: the model.
-        owned: [n] int64, experts to choose from.
-        sizes: how many experts the token uses.
-
-    Returns:
-        [num_sizes, repeats] float64.
+        most: experts per token in the largest mix.
     """
+    mixes = sorted({(1, 0), (0, 1), (most, 0), (0, most), _halves(most)})
     modules = find_moe_layers(loaded.model)
-    turns = np.random.default_rng(0)
-    shape = (1, loaded.checkpoint.shape.hidden_size)
-    hidden = torch.randn(shape, dtype=loaded.dtype, device=loaded.device)
-    seconds = np.zeros((len(sizes), _WARM_UPS + _REPEATS))
-    with torch.inference_mode():
-        for turn, row in product(range(_WARM_UPS + _REPEATS), range(len(sizes))):
-            chosen = [turns.choice(owned, sizes[row], replace=False) for _ in modules]
-            indices = [torch.from_numpy(ids)[None].to(loaded.device) for ids in chosen]
-            weights = torch.ones(indices[0].shape, dtype=loaded.dtype, device=loaded.device)
-            loaded.synchronize()
-            begin = time.perf_counter()
-            for experts, index in zip(modules, indices, strict=True):
-                experts_forward(experts.module, hidden, index, weights)
-            loaded.synchronize()
-            seconds[row, turn] = (time.perf_counter() - begin) / len(modules)
-    return seconds[:, _WARM_UPS:]
-
-
-def _dense_seconds(loaded: SplitModel) -> float:
-    """Median seconds of one decoded token outside the experts modules."""
-    inside = _Stopwatch(loaded, find_moe_layers(loaded.model))
-    seconds = []
+    num_tokens = _WARM_UPS + -(-_REPEATS * len(mixes) // len(modules))
+    dictation = _Dictation(loaded, modules, mixes)
+    dense = []
     step = loaded.forward([1, 2, 3, 4], "prefill")
-    for turn in range(_DECODED_TOKENS):
-        inside.seconds = 0.0
+    for turn in range(num_tokens):
+        dictation.start_token(measured=turn >= _WARM_UPS)
         loaded.synchronize()
         begin = time.perf_counter()
         step = loaded.forward([turn], "decode", step.cache, 4 + turn)
         loaded.synchronize()
         if turn >= _WARM_UPS:
-            seconds.append(time.perf_counter() - begin - inside.seconds)
-    inside.remove()
-    return statistics.median(seconds)
+            dense.append(time.perf_counter() - begin - dictation.inside_s)
+    dictation.remove()
+    layer_s = {mix: statistics.median(seconds) for mix, seconds in dictation.seconds.items()}
+    return _Decoding(statistics.median(dense), layer_s)
 
 
-class _Stopwatch:
-    """Adds up the time inside some modules; the device is waited for at both ends."""
+def _halves(most: int) -> tuple[int, int]:
+    return most // 2, most - most // 2
 
-    def __init__(self, loaded: SplitModel, modules: Sequence[ExpertsModule]) -> None:
-        self.seconds = 0.0
+
+class _Dictation:
+    """Replaces the routing of every layer by mixes of the tiers in turn, and times the layers."""
+
+    def __init__(
+        self, loaded: SplitModel, modules: list[ExpertsModule], mixes: list[tuple[int, int]]
+    ) -> None:
+        self.inside_s = 0.0
+        self.seconds: dict[tuple[int, int], list[float]] = {mix: [] for mix in mixes}
         self._loaded = loaded
+        self._turns = cycle(mixes)
+        self._random = np.random.default_rng(0)
+        self._mix = mixes[0]
         self._begin = 0.0
+        self._measured = False
         self._hooks = [experts.module.register_forward_pre_hook(self._start) for experts in modules]
         self._hooks += [experts.module.register_forward_hook(self._stop) for experts in modules]
 
     def remove(self) -> None:
+        """Leave the routing to the model again."""
         for hook in self._hooks:
             hook.remove()
 
-    def _start(self, *_: object) -> None:
+    def start_token(self, measured: bool) -> None:
+        """Start adding up the time inside layers."""
+        self.inside_s = 0.0
+        self._measured = measured
+
+    def _start(
+        self, module: nn.Module, args: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...] | None:
+        hidden, index, *rest = args
+        if hidden.shape[0] > 1:
+            return None
+        self._mix = next(self._turns)
+        tiers = self._loaded.table.tier[0]
+        dictated = torch.full_like(index, len(tiers))  # no expert
+        chosen = np.concatenate(
+            [
+                self._random.choice(np.flatnonzero(tiers == tier), count, replace=False)
+                for tier, count in zip((Tier.VRAM, Tier.RAM), self._mix, strict=True)
+            ]
+        )
+        dictated[0, : len(chosen)] = torch.from_numpy(chosen).to(index)
+        rest[0] = torch.full_like(rest[0], 1 / rest[0].shape[-1])
         self._loaded.synchronize()
         self._begin = time.perf_counter()
+        return (hidden, dictated, *rest)
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: object) -> None:
+        if args[0].shape[0] > 1:
+            return
         self._loaded.synchronize()
-        self.seconds += time.perf_counter() - self._begin
+        seconds = time.perf_counter() - self._begin
+        self.inside_s += seconds
+        if self._measured:
+            self.seconds[self._mix].append(seconds)
+
+
+def _overlap(decoding: _Decoding, lines: dict[Tier, _Line], most: int) -> bool:
+    """Whether a layer with both tiers takes the longer part rather than the sum of both."""
+    num_vram, num_ram = _halves(most)
+    fixed = lines[Tier.VRAM].fixed_s
+    vram = lines[Tier.VRAM].slope_s * num_vram
+    ram = lines[Tier.RAM].slope_s * num_ram + max(0.0, lines[Tier.RAM].fixed_s - fixed)
+    together = decoding.layer_s[num_vram, num_ram] - fixed
+    return abs(together - max(vram, ram)) < abs(together - vram - ram)
 
 
 def _split(seconds: float, num_bytes: int, bytes_per_s: float, calls: int) -> Time:

@@ -48,7 +48,6 @@ class ExpertStore:
         device: where to allocate.
         slots: for each layer the number of experts.
         specs: for each layer the parameters of one expert.
-        pinned: whether host buffers are page-locked, for fast copies to a CUDA device.
     """
 
     def __init__(
@@ -57,15 +56,12 @@ class ExpertStore:
         device: torch.device,
         slots: Sequence[int],
         specs: Sequence[Sequence[ParameterSpec]],
-        pinned: bool = False,
     ) -> None:
         self.tier = tier
         self.device = device
         self._buffers: list[dict[str, Tensor]] = [
             {
-                spec.name: torch.empty(
-                    (count, *spec.shape), dtype=spec.dtype, device=device, pin_memory=pinned
-                )
+                spec.name: torch.empty((count, *spec.shape), dtype=spec.dtype, device=device)
                 for spec in layer
             }
             if count
@@ -136,7 +132,9 @@ def allocate_stores(
 ) -> Mapping[Tier, ExpertStore]:
     """The stores of the vram and the ram tier, empty.
 
-    Without a CUDA device both are in host memory. With one, the ram tier's buffers are pinned.
+    Without a CUDA device both are in host memory. The ram tier is never page-locked: its experts
+    are computed where they lie, so their weights cross no link, and torch would round every
+    page-locked buffer up to a power of two.
 
     Args:
         table: which tier holds which cell.
@@ -161,8 +159,7 @@ def allocate_stores(
             for count, layer in zip(slots, specs, strict=True)
         )
         _check_capacity(tier, place, needed)
-        pinned = tier is Tier.RAM and device.type == "cuda"
-        stores[tier] = ExpertStore(tier, place, slots, specs, pinned)
+        stores[tier] = ExpertStore(tier, place, slots, specs)
     return stores
 
 
