@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml $(NATIVE)
 	@touch $@
 
 demo: setup
-	$(BIN)/moeprof demo
+	$(BIN)/moeprof demo --force
 
 test: lint
 	$(BIN)/pytest -n auto -m "not all"
@@ -39,4 +39,4 @@ format: setup
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf $(VENV) build demo
+	rm -rf $(VENV) build moeprof-demo

@@ -192,8 +192,9 @@ def _training(run: TrainingRun) -> str:
             f"{recipe['long_sequence_tokens']}; seed {recipe['seed']}; `grouped_mm` experts, bf16 "
             "autocast, load-balancing coefficient 0.001 and nothing else that touches routing.",
             "",
-            f"Tokens in one pass (some prose counts twice): {tokens}. Wall time of the {last['tokens'] / 1e6:.1f} M "
-            f"tokens: {last['seconds'] / 60:.0f} minutes. {run.machine}".rstrip(),
+            f"Tokens in one pass (some prose counts twice): {tokens}. "
+            f"Wall time of the {last['tokens'] / 1e6:.1f} M tokens: {last['seconds'] / 60:.0f} "
+            f"minutes. {run.machine}".rstrip(),
             "",
             "| tokens seen | training loss (nats per token) | load-balancing loss |",
             "|---|---|---|",
