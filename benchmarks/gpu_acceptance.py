@@ -42,11 +42,14 @@ CONFIG = Qwen3MoeConfig(
 
 def run_tests(folder: Path) -> dict[str, object]:
     """Run the tests marked `gpu`; their log is kept beside the figures."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", str(ROOT / "tests")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    (folder / "pytest.log").write_text(done.stdout + done.stderr)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    return {"exit_code": done.returncode, "summary": lines[-1] if lines else done.stderr[-200:]}
+    files = [str(p) for p in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in p.read_text()]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", *sorted(files)]
+    log = folder / "pytest.log"
+    with log.open("w") as stream:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, check=False
+        )
+    return {"exit_code": done.returncode, "summary": log.read_text().strip().splitlines()[-1]}
 
 
 def context_bytes() -> int:
@@ -110,14 +113,14 @@ def tap_overhead(repeats: int) -> dict[str, dict[str, float]]:
 def demo_on_device(folder: Path) -> dict[str, object]:
     """The whole road on the bundled model, on the device."""
     begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "moeprof", "demo", "-o", str(folder / "demo"), "--force"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    (folder / "demo.log").write_text(done.stdout + done.stderr)
+    with TemporaryDirectory() as scratch, (folder / "demo.log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "moeprof", "demo", "-o", f"{scratch}/demo"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
     return {"exit_code": done.returncode, "seconds": time.perf_counter() - begun}
 
 
@@ -130,20 +133,20 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     if not torch.cuda.is_available():
         raise SystemExit("error: this machine has no CUDA device\nhint: run it on one that has")
-    with TemporaryDirectory() as scratch:
-        demo = demo_on_device(Path(scratch))
-        log = (Path(scratch) / "demo.log").read_text()
-    (arguments.output / "demo.log").write_text(log)
-    result = {
+    result: dict[str, object] = {
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "context_bytes": context_bytes(),
-        "tests": run_tests(arguments.output),
-        "demo": demo,
-        "tap_overhead": tap_overhead(arguments.repeats),
     }
-    (arguments.output / "gpu_acceptance.json").write_text(json.dumps(result, indent=1) + "\n")
+    stages: dict[str, Callable[[], object]] = {
+        "tests": lambda: run_tests(arguments.output),
+        "context_bytes": context_bytes,
+        "tap_overhead": lambda: tap_overhead(arguments.repeats),
+        "demo": lambda: demo_on_device(arguments.output),
+    }
+    for name, stage in stages.items():
+        result[name] = stage()
+        (arguments.output / "gpu_acceptance.json").write_text(json.dumps(result, indent=1) + "\n")
     table = Table(title=f"{result['device']}, torch {torch.__version__}")
     table.add_column("what")
     table.add_column("result")

@@ -16,10 +16,7 @@ from moeprof.demo import model_path, text_path
 from moeprof.placement import Tier
 from moeprof.runtime import Sampling, Session, load, replay, select_documents
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
