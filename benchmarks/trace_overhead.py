@@ -3,20 +3,23 @@
     python benchmarks/trace_overhead.py [--output FILE.json]
 
 The plain forward and the traced one (tap, copy, check, Parquet) take turns on the same batches
-(A B A B ...), so that a slow minute of the machine hits both. The model is Qwen3-MoE with random
+(A B B A, B A A B, ...), so that a slow minute of the machine hits both. The model is Qwen3-MoE with random
 weights, large enough that a forward on two cores takes a while, as a real one does.
 """
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -98,12 +101,15 @@ def batches(count: int, seed: int) -> list[list[Window]]:
 
 
 def measure_time(model: Qwen3MoeForCausalLM, repeats: int, folder: Path) -> list[float]:
-    """Time of the traced forward over that of the plain one, for each pair."""
+    """Time of the traced forward over the plain one: each the geometric mean of two rounds.
+
+    The rounds are A B B A and B A A B, so that neither drift nor a first call favours one.
+    """
     described = metadata(weights=True)
     engine = Engine(model, described.capture, described.shape)
     ratios = []
     with TraceWriter(folder / "timed", described) as writer:
-        for index, batch in enumerate(batches(repeats + 1, seed=1)):
+        for index, batch in enumerate(batches(2 * repeats + 1, seed=1)):
             token_ids = torch.tensor([window.token_ids for window in batch])
             documents = [Document(w.document, w.name, 0) for w in batch]
 
@@ -126,12 +132,11 @@ def measure_time(model: Qwen3MoeForCausalLM, repeats: int, folder: Path) -> list
                 writer.append(block, documents)
                 writer.commit(writer.metadata.domains[0])
 
-            # The first of a pair meets colder caches, so the two take turns at being first.
-            first, second = (plain, traced) if index % 2 else (traced, plain)
-            times = {first: seconds(first), second: seconds(second)}
-            if index > 0:
-                ratios.append(times[traced] / times[plain])
-    return ratios
+            outside, inside = (plain, traced) if index % 2 else (traced, plain)
+            times = {outside: seconds(outside), inside: seconds(inside) + seconds(inside)}
+            times[outside] += seconds(outside)
+            ratios.append(times[traced] / times[plain])
+    return [math.sqrt(a * b) for a, b in zip(ratios[1::2], ratios[2::2], strict=True)]
 
 
 def seconds(action: Callable[[], None]) -> float:
@@ -142,9 +147,10 @@ def seconds(action: Callable[[], None]) -> float:
 
 
 def bytes_against_entropy(trace: Trace) -> dict[str, float]:
-    """Bytes per assignment of the parts, and of the experts column alone, over the entropy."""
-    import pyarrow.parquet as pq
+    """Bytes per assignment of the parts, router weights left out, over the ids' entropy.
 
+    The entropy is that of each layer's distribution of ids: what a code for single ids can reach.
+    """
     bits = 0.0
     num_assignments = 0
     for layer in trace.shape.moe_layers:
@@ -152,21 +158,21 @@ def bytes_against_entropy(trace: Trace) -> dict[str, float]:
         share = ids[ids > 0] / ids.sum()
         bits += float(-(share * np.log2(share)).sum() * ids.sum())
         num_assignments += int(ids.sum())
-    total = ids_only = 0
+    sizes: Counter[str] = Counter()
     for part in trace.metadata.parts:
         path = trace.path / part.path
-        total += path.stat().st_size
+        sizes["file"] += path.stat().st_size
         file = pq.ParquetFile(path).metadata
         for group in range(file.num_row_groups):
             for index in range(file.num_columns):
                 column = file.row_group(group).column(index)
-                if column.path_in_schema.startswith("experts"):
-                    ids_only += column.total_compressed_size
+                sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    without_weights = sizes["file"] - sizes["weights"]
     return {
         "entropy_bits_per_assignment": bits / num_assignments,
-        "bytes_per_assignment": total / num_assignments,
-        "ratio_all_columns": total * 8 / bits,
-        "ratio_experts_column": ids_only * 8 / bits,
+        "bytes_per_assignment": without_weights / num_assignments,
+        "ratio_all_columns": without_weights * 8 / bits,
+        "ratio_experts_column": sizes["experts"] * 8 / bits,
     }
 
 
@@ -187,14 +193,18 @@ def measure_size(model: Qwen3MoeForCausalLM, count: int, folder: Path) -> dict[s
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=21)
-    parser.add_argument("--trace", type=Path, help="measure the size of this trace, too")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--trace", type=Path, action="append", help="measure the size of this trace, too"
+    )
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     model = make_model(seed=0)
     with tempfile.TemporaryDirectory() as folder:
         ratios = measure_time(model, arguments.repeats, Path(folder))
-        size = measure_size(model, 10, Path(folder))
+        sizes = {"this model": measure_size(model, 10, Path(folder))}
+    for path in arguments.trace or ():
+        sizes[path.name] = bytes_against_entropy(open_trace(path))
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
@@ -204,18 +214,20 @@ def main() -> None:
         "tokens_per_forward": BATCH_SIZE * SEQUENCE_LENGTH,
         "time_ratio_median": statistics.median(ratios),
         "time_ratio_interval": [float(low), float(high)],
-        "pairs": len(ratios),
-        "size_without_weights": size,
+        "rounds": len(ratios),
+        "size_without_weights": sizes,
     }
     table = Table(title="tracing against the plain forward, interleaved")
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_row("time, traced / plain (median)", f"{statistics.median(ratios):.3f}")
     table.add_row("  95 % interval of the median", f"{low:.3f} to {high:.3f}")
-    table.add_row("bytes per assignment, no weights", f"{size['bytes_per_assignment']:.3f}")
-    table.add_row("entropy of the ids, bytes", f"{size['entropy_bits_per_assignment'] / 8:.3f}")
-    table.add_row("  ratio, all columns", f"{size['ratio_all_columns']:.3f}")
-    table.add_row("  ratio, experts column alone", f"{size['ratio_experts_column']:.3f}")
+    for name, size in sizes.items():
+        table.add_row(f"{name}: bytes per assignment", f"{size['bytes_per_assignment']:.3f}")
+        entropy = size["entropy_bits_per_assignment"] / 8
+        table.add_row("  entropy of the ids, bytes", f"{entropy:.3f}")
+        table.add_row("  ratio, all columns but weights", f"{size['ratio_all_columns']:.3f}")
+        table.add_row("  ratio, experts column alone", f"{size['ratio_experts_column']:.3f}")
     Console().print(table)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
