@@ -49,8 +49,8 @@ def test_every_domain_and_phase_has_every_share_once(analysis):
 
 
 def test_the_three_coverages_of_a_hand_counted_trace():
-    # pooled 8 0 6 2: of four cells the best two serve 14 of 16; without a document it is the same
-    cells = make_counts({"text": [[[4, 0, 3, 1]]] * 2})
+    # pooled 12 0 9 3: of four cells the best two serve 21 of 24; without a document it is the same
+    cells = make_counts({"text": [[[4, 0, 3, 1]]] * 3})
     row = row_of(analyze(cells, QUICK).coverage, share=0.5)
     assert row["cells"] == 2
     assert [row["in_sample"], row["in_sample_low"], row["in_sample_high"]] == [0.875] * 3
@@ -210,3 +210,14 @@ def test_a_trace_on_disk_gives_the_numbers_of_its_rows(tmp_path):
     np.add.at(pooled, (rows["layer"].to_numpy().astype(int)[:, None] - 1, chosen), 1)
     row = row_of(made.coverage, domain="code", phase="decode", share=0.5)
     assert row["in_sample"] == np.sort(pooled.ravel())[-8:].sum() / pooled.sum()
+
+
+def test_two_documents_give_held_out_coverage_without_an_interval():
+    # every resample that differs from the sample leaves one of the two folds without training
+    cells = make_counts({"text": [[[4, 0, 3, 1]], [[1, 3, 0, 4]]]})
+    made = analyze(cells, QUICK)
+    row = row_of(made.coverage, share=0.5)
+    # the first document's best two, {0, 2}, serve 1 of the second's 8; the second's, {1, 3}, 1 of 8
+    assert row["held_out"] == 2 / 16
+    assert np.isnan(row["held_out_low"]) and np.isnan(row["held_out_high"])
+    assert any("interval" in note for note in made.notes)

@@ -85,14 +85,16 @@ def interval(
         degrees: from `degrees_of_freedom`.
 
     Returns:
-        [3, ...] float64: estimate, low, high; low and high are NaN without degrees of freedom.
+        [3, ...] float64: estimate, low, high; low and high are NaN without degrees of freedom, and
+        where fewer than two resamples could be scored.
     """
     scored = np.isfinite(resampled)
     used = np.maximum(scored.sum(axis=0), 1)
     clean = np.where(scored, resampled, 0.0)
     mean = clean.sum(axis=0) / used
     spread = np.where(scored, resampled - mean, 0.0)
-    half = student_quantile(degrees) * np.sqrt((spread**2).sum(axis=0) / used)
+    variance = np.where(scored.sum(axis=0) < 2, np.nan, (spread**2).sum(axis=0) / used)
+    half = student_quantile(degrees) * np.sqrt(variance)
     low, high = np.clip(estimate - half, 0, 1), np.clip(estimate + half, 0, 1)
     return np.stack([estimate, low, high])
 
