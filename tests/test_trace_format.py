@@ -1,6 +1,7 @@
 import json
 import re
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -197,7 +198,7 @@ def test_the_final_sum_of_assignments_is_checked(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "trace", metadata) as writer:
         write_block(writer, "text", make_block(shape, [0] * 3))
         entry = writer.metadata.domains[0]
-        writer.commit(dataclasses.replace(entry, tokens=(4, 0)))
+        writer.commit(replace(entry, tokens=(4, 0)))
         with pytest.raises(TraceError, match=r"12 assignments recorded, expected 16"):
             writer.finish()
 

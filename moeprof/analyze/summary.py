@@ -255,8 +255,8 @@ def _notes_on_few_documents(phase: str, found: list[Sample]) -> Iterator[str]:
     pairs = [one.domain for one in found if one.num_groups == 2]
     if pairs:
         yield (
-            f"{phase}: only two documents in {', '.join(pairs)}: held-out coverage has no interval, "
-            "since leaving one out leaves nothing to choose on."
+            f"{phase}: only two documents in {', '.join(pairs)}: held-out coverage has no "
+            "interval, since leaving one out leaves nothing to choose on."
         )
     single = [one.domain for one in found if one.num_groups == 1]
     if not single:
