@@ -3,8 +3,9 @@
     python benchmarks/trace_overhead.py [--output FILE.json]
 
 The plain forward and the traced one (tap, copy, check, Parquet) take turns on the same batches
-(A B B A, B A A B, ...), so that a slow minute of the machine hits both. The model is Qwen3-MoE with random
-weights, large enough that a forward on two cores takes a while, as a real one does.
+(A B B A, B A A B, ...), so that a slow minute of the machine hits both. Parts are written as the
+tracer writes them, every thirty seconds. The model is Qwen3-MoE with random weights, large enough
+that a forward on two cores takes a while, as a real one does.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from moeprof.trace import Trace, open_trace, schema
 from moeprof.trace.writer import Document, TraceWriter
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 8, 128, 8
-BATCH_SIZE, SEQUENCE_LENGTH = 4, 512
+BATCH_SIZE, SEQUENCE_LENGTH = 2, 512
+COMMIT_SECONDS = 30.0
 
 
 def make_model(seed: int) -> Qwen3MoeForCausalLM:
@@ -108,6 +110,7 @@ def measure_time(model: Qwen3MoeForCausalLM, repeats: int, folder: Path) -> list
     described = metadata(weights=True)
     engine = Engine(model, described.capture, described.shape)
     ratios = []
+    committed = [time.perf_counter()]
     with TraceWriter(folder / "timed", described) as writer:
         for index, batch in enumerate(batches(2 * repeats + 1, seed=1)):
             token_ids = torch.tensor([window.token_ids for window in batch])
@@ -130,7 +133,9 @@ def measure_time(model: Qwen3MoeForCausalLM, repeats: int, folder: Path) -> list
                 with engine:
                     block = engine.run(batch, [d.sequence for d in documents], index)
                 writer.append(block, documents)
-                writer.commit(writer.metadata.domains[0])
+                if time.perf_counter() - committed[-1] >= COMMIT_SECONDS:
+                    writer.commit(writer.metadata.domains[0])
+                    committed.append(time.perf_counter())
 
             outside, inside = (plain, traced) if index % 2 else (traced, plain)
             times = {outside: seconds(outside), inside: seconds(inside) + seconds(inside)}
@@ -193,7 +198,7 @@ def measure_size(model: Qwen3MoeForCausalLM, count: int, folder: Path) -> dict[s
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument(
         "--trace", type=Path, action="append", help="measure the size of this trace, too"
     )
