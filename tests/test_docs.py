@@ -1,4 +1,3 @@
-import json
 import re
 import shlex
 import subprocess
@@ -96,8 +95,8 @@ def test_the_demo_walks_the_whole_road(tmp_path, capsys) -> None:
     assert "every assignment went to the expert that the trace says" in shown.err
     trace = moeprof.open_trace(tmp_path / "demo" / "traces" / "demo")
     sample = moeprof.open_trace(ROOT / "traces" / "demo")
-    assert (
-        json.loads(trace.metadata.to_json())["domains"]
-        == json.loads(sample.metadata.to_json())["domains"]
-    )
+    # The prompts are the same everywhere; what is sampled after them may differ between processors.
+    assert [(d.name, d.documents, d.tokens[0], d.digest) for d in trace.metadata.domains] == [
+        (d.name, d.documents, d.tokens[0], d.digest) for d in sample.metadata.domains
+    ]
     assert {p.name for p in (tmp_path / "demo" / "plots").iterdir()} >= {"coverage.png"}
