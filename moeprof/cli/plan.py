@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from moeprof.hardware import HardwareProfile
     from moeprof.placement import Placement
 
-# What a CUDA context takes on common cards, in bytes; a hardware profile holds the measured size.
-_TYPICAL_CONTEXT_BYTES = 512 * 2**20
-
 _PLAIN_WIDTH = 120  # columns where standard output is no terminal
 
 
@@ -38,8 +35,8 @@ def plan(
     device_context: Annotated[
         str | None,
         typer.Option(
-            help="VRAM the driver takes. [default: of the hardware profile, else "
-            "512MiB with a CUDA device and 0 without]"
+            help="VRAM the driver takes. [default: of the hardware profile, else measured "
+            "on a CUDA device, 0 without one]"
         ),
     ] = None,
     plot: Annotated[
@@ -119,6 +116,7 @@ def _device_context_bytes(given: str | None, profile: "HardwareProfile | None") 
     """Bytes of the device context, and a line on where the figure comes from."""
     import torch
 
+    from moeprof.runtime.measurement import device_context_bytes
     from moeprof.units import format_size, parse_size
 
     if given is not None:
@@ -126,8 +124,9 @@ def _device_context_bytes(given: str | None, profile: "HardwareProfile | None") 
     elif profile is not None:
         size, source = profile.device_context_bytes, f"of hardware profile {profile.name}"
     elif torch.cuda.is_available():
-        size, source = _TYPICAL_CONTEXT_BYTES, "typical of a CUDA device; --device-context sets it"
+        size, source = device_context_bytes(torch.device("cuda")), "measured on this device"
     else:
-        size, source = 0, "no CUDA device here, the plan is for host memory in its place"
+        size = 0
+        source = "no CUDA device here; for a card elsewhere give --device-context, about 700MiB"
     typer.echo(f"device context: {format_size(size)}, {source}", err=True)
     return size

@@ -55,7 +55,7 @@ def measure_hardware(
         CapacityError: no such device, or the model does not fit.
     """
     place = resolve_device(device)
-    context_bytes = _device_context_bytes(place)
+    context_bytes = device_context_bytes(place)
     checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
     loaded = load_split(checkpoint, _tiers(checkpoint.shape), str(place), dtype)
     shape, host = checkpoint.shape, torch.device("cpu")
@@ -281,8 +281,11 @@ def _copy_seconds(source: torch.Tensor, device: torch.device) -> float:
     return statistics.median(seconds)
 
 
-def _device_context_bytes(device: torch.device) -> int:
-    """Bytes in use on the device before anything of ours is loaded; 0 on the host."""
+def device_context_bytes(device: torch.device) -> int:
+    """Bytes in use on the device before anything of ours is loaded; 0 on the host.
+
+    What other programs hold of the device is counted, too.
+    """
     if device.type != "cuda":
         return 0
     torch.ones(1, device=device) @ torch.ones(1, device=device)
