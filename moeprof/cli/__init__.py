@@ -2,6 +2,7 @@
 
 import inspect as inspect_module
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 import typer
@@ -18,6 +19,9 @@ from moeprof.errors import MoeprofError
 # Read when torch is imported. Threads that wait actively for a core that another program holds
 # slow small models down tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The loading bars of transformers are for people; in a log they are noise.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 app = typer.Typer(
     name="moeprof",

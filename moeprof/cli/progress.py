@@ -67,6 +67,8 @@ class TraceProgress:
     def _left(self, now: float, fraction: float | None) -> str:
         if fraction is None or self._first_fraction is None or fraction <= self._first_fraction:
             return ""
+        if fraction >= 1.0:
+            return ""
         elapsed = now - self._begun
         left = elapsed * (1.0 - fraction) / (fraction - self._first_fraction)
-        return f", {format_duration(left)} left"
+        return f", {format_duration(max(1.0, round(left)))} left"

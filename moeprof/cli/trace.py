@@ -93,8 +93,12 @@ def trace(
         skip_empty=skip_empty,
         commit_seconds=commit_seconds,
     )
-    with TraceProgress() as progress:
-        finished = run_trace(request, progress)
+    try:
+        with TraceProgress() as progress:
+            finished = run_trace(request, progress)
+    except KeyboardInterrupt:
+        typer.echo(f"{output}: what was written is kept; continue with --resume", err=True)
+        raise
     for domain in finished.metadata.domains:
         prefill, decode = domain.tokens
         typer.echo(
