@@ -18,7 +18,6 @@ from moeprof.capture.windows import encoder, windows
 from moeprof.cli import main
 from moeprof.errors import TraceError, UnsupportedModelError
 from moeprof.trace import open_trace
-from moeprof.trace.schema import CaptureSettings
 from moeprof.trace.writer import TraceWriter
 
 TEXTS = {
@@ -39,21 +38,12 @@ def folder(tmp_path: Path) -> Path:
 
 def request(model: Path, data: str, output: Path, **changes: object) -> TraceRequest:
     own = {"resume", "force", "skip_empty", "commit_seconds"}
-    settings = {
-        "sequence_length": 40,
-        "batch_size": 3,
-        "max_tokens": None,
-        "generate": 0,
-        "prompt_tokens": 16,
-        "temperature": 0.0,
-        "seed": 0,
-        "weights": True,
-        "dtype": "float32",
-        "device": "cpu",
-        "text_column": "text",
-    } | {k: v for k, v in changes.items() if k not in own}
-    rest = {k: v for k, v in changes.items() if k in own}
-    return TraceRequest(str(model), (data,), output, CaptureSettings(**settings), **rest)
+    settings = make_capture(
+        **{"sequence_length": 40, "batch_size": 3}
+        | {name: value for name, value in changes.items() if name not in own}
+    )
+    rest = {name: value for name, value in changes.items() if name in own}
+    return TraceRequest(str(model), (data,), output, settings, **rest)
 
 
 def routed_alone(model_path: Path, token_ids: list[int]) -> dict[int, np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import transformers
@@ -16,7 +16,7 @@ from torch import nn
 from moeprof.capture.corpora import CorpusDomain, open_corpus
 from moeprof.capture.engine import Engine
 from moeprof.capture.windows import Window, batches, chain_digest, encoder, windows
-from moeprof.checkpoint import Checkpoint, read_checkpoint
+from moeprof.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
 from moeprof.errors import MoeprofError, TraceError, UnsupportedModelError
 from moeprof.trace import Trace, open_trace, schema
 from moeprof.trace.writer import PART_BYTES, Document, TraceWriter
@@ -84,8 +84,7 @@ def trace(request: TraceRequest, progress: Progress | None = None) -> Trace:
     metadata = _metadata(settings, corpus, checkpoint)
     if existing is not None:
         metadata = _resumed(existing, metadata)
-    tokenizer = _load_tokenizer(checkpoint)
-    encode = encoder(tokenizer, settings)
+    encode = encoder(load_tokenizer(checkpoint.path), settings)
     streams = {
         domain.name: windows(domain, encode, settings, skip_empty=request.skip_empty)
         for domain in corpus
@@ -288,16 +287,6 @@ def _output(request: TraceRequest, metadata: schema.TraceMetadata) -> Iterator[T
             replaced.rename(output)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
-    try:
-        return transformers.AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModelError(
-            f"{checkpoint.path}: the tokenizer cannot be loaded ({error})",
-            "copy tokenizer.json and tokenizer_config.json next to the weights",
-        ) from error
 
 
 def _load_model(checkpoint: Checkpoint, settings: schema.CaptureSettings) -> nn.Module:

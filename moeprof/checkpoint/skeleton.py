@@ -1,6 +1,7 @@
 """A model built from its config on the meta device: every shape, no weights, no memory."""
 
 import copy
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from transformers.utils import ModelOutput
 
 from moeprof.checkpoint.modules import ExpertsModule, takes_routing
 from moeprof.errors import UnsupportedModelError
+
+# transformers' table of swapped classes is global: who builds a model, swapped or not, takes turns.
+BUILDING = threading.RLock()
 
 _NUM_PROBE_TOKENS = 2
 
@@ -74,7 +78,7 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype | None = None) -
     dtype = dtype or getattr(text_config(config), "dtype", None) or torch.float32
     loader = auto_class(config)
     try:
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             model: PreTrainedModel = loader.from_config(copy.deepcopy(config), dtype=dtype)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise UnsupportedModelError(

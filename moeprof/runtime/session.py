@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moeprof.checkpoint import load_tokenizer
 from moeprof.errors import CapacityError, MoeprofError, UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.runtime.loader import load
@@ -58,16 +59,7 @@ class Session:
         Raises:
             UnsupportedModelError: the checkpoint has none.
         """
-        from transformers import AutoTokenizer
-
-        path = self.loaded.checkpoint.path
-        try:
-            return AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UnsupportedModelError(
-                f"{path}: its tokenizer cannot be loaded ({error})",
-                "copy the tokenizer's files beside config.json",
-            ) from error
+        return load_tokenizer(self.loaded.checkpoint.path)
 
     def generate(self, prompt: str, sampling: Sampling, write: Write | None = None) -> Generation:
         """Continue a text.

@@ -1,6 +1,5 @@
 """Loading a model without its experts: their classes are swapped for shells without weights."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,8 @@ from transformers.monkey_patching import register_patch_mapping, unregister_patc
 from transformers.utils import logging
 
 from moeprof.checkpoint.modules import ExpertsModule, num_experts
-from moeprof.checkpoint.skeleton import auto_class
+from moeprof.checkpoint.skeleton import BUILDING, auto_class
 from moeprof.errors import UnsupportedModelError
-
-# transformers' table of swapped classes is global, so loads take turns.
-_LOADING = threading.Lock()
 
 
 def load_without_experts(
@@ -35,7 +31,7 @@ def load_without_experts(
         UnsupportedModelError: transformers cannot load it, or weights are missing.
     """
     loader = auto_class(config)
-    with _LOADING, _quietly(), _swapped({type(experts.module) for experts in modules}):
+    with BUILDING, _quietly(), _swapped({type(experts.module) for experts in modules}):
         try:
             model, info = loader.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
