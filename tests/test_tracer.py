@@ -205,10 +205,10 @@ def test_resuming_with_another_model_or_other_text_is_refused(tiny_model, folder
         trace(request(other, f"d={folder}", tmp_path / "t", resume=True))
     with pytest.raises(TraceError, match="the data arguments"):
         trace(request(tiny_model, f"e={folder}", tmp_path / "t", resume=True))
-    document = (tmp_path / "t" / "trace.json").read_text()
-    (tmp_path / "t" / "trace.json").write_text(
-        document.replace('"complete": true', '"complete": false')
-    )
+    (folder / "zoo.txt").write_text("A document more.")
+    with pytest.raises(TraceError, match="the data of domain d changed"):
+        trace(request(tiny_model, f"d={folder}", tmp_path / "t", resume=True))
+    (folder / "zoo.txt").unlink()
     (folder / "one.txt").write_text("Something else altogether.")
     with pytest.raises(TraceError, match="the data of domain d changed"):
         trace(request(tiny_model, f"d={folder}", tmp_path / "t", resume=True))

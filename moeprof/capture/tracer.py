@@ -17,7 +17,7 @@ from moeprof.capture.corpora import CorpusDomain, open_corpus
 from moeprof.capture.engine import Engine
 from moeprof.capture.windows import Window, batches, chain_digest, encoder, windows
 from moeprof.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
-from moeprof.errors import MoeprofError, TraceError, UnsupportedModelError
+from moeprof.errors import TraceError, UnsupportedModelError
 from moeprof.trace import Trace, open_trace, schema
 from moeprof.trace.writer import PART_BYTES, Document, TraceWriter
 
@@ -94,11 +94,9 @@ def trace(request: TraceRequest, progress: Progress | None = None) -> Trace:
         sequence = 0
         for domain in corpus:
             entry = next(d for d in writer.metadata.domains if d.name == domain.name)
-            if not entry.complete:
-                session = _DomainSession(writer, engine, domain, entry, sequence)
-                session.run(streams[domain.name], request.commit_seconds, progress)
-                entry = session.entry
-            sequence += entry.documents
+            session = _DomainSession(writer, engine, domain, entry, sequence)
+            session.run(streams[domain.name], request.commit_seconds, progress)
+            sequence += session.entry.documents
         return writer.finish()
 
 
@@ -124,6 +122,8 @@ class _DomainSession:
     ) -> None:
         """Trace the rest of the domain and commit it."""
         self._skip_recorded(stream)
+        if self.entry.complete:
+            return
         committed = time.monotonic()
         for batch in batches(stream, self.engine.settings):
             self._record(batch)
@@ -145,7 +145,8 @@ class _DomainSession:
             if window is None:
                 break
             digest = chain_digest(digest, window)
-        if digest != self.entry.digest:
+        longer = self.entry.complete and next(stream, None) is not None
+        if longer or digest != self.entry.digest:
             raise TraceError(
                 f"{self.writer.path}: the data of domain {self.entry.name} changed since the trace "
                 "was begun",
@@ -279,7 +280,7 @@ def _output(request: TraceRequest, metadata: schema.TraceMetadata) -> Iterator[T
     try:
         with TraceWriter(output, metadata) as writer:
             yield writer
-    except MoeprofError:
+    except BaseException:
         nothing_recorded = output.is_dir() and not open_trace(output).metadata.parts
         if nothing_recorded and (request.force or not existed):
             shutil.rmtree(output)

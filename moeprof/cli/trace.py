@@ -93,6 +93,8 @@ def trace(
         skip_empty=skip_empty,
         commit_seconds=commit_seconds,
     )
+    if resume and not output.exists():
+        typer.echo(f"{output}: nothing to resume, beginning it", err=True)
     try:
         with TraceProgress() as progress:
             finished = run_trace(request, progress)
