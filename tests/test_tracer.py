@@ -1,5 +1,8 @@
 import io
 import itertools
+import json
+import os
+import shutil
 import sys
 import tracemalloc
 from pathlib import Path
@@ -312,7 +315,11 @@ def test_the_command_traces_standard_input_and_reports(
     [
         (["/nowhere", "DATA"], "no such directory"),
         (["MODEL", "/nowhere"], "no such file or folder"),
-        (["MODEL", "DATA", "--device", "cuda"], "no CUDA device"),
+        (["MODEL", "DATA", "--device", "cuda"], "0 CUDA devices"),
+        (["MODEL", "DATA", "--device", "foo"], "no such device"),
+        (["MODEL", "a b=DATA"], "'a b' cannot name a domain"),
+        (["MODEL", "DATA", "DATA"], "given twice in one domain"),
+        (["MODEL", ""], "it is empty"),
         (["MODEL", "DATA", "--dtype", "int8"], "not a floating-point type"),
         (["MODEL", "DATA", "--dtype", "nonsense"], "not a floating-point type"),
     ],
@@ -320,10 +327,10 @@ def test_the_command_traces_standard_input_and_reports(
 def test_bad_arguments_are_a_sentence_and_exit_1(
     tiny_model, folder, tmp_path, capsys, arguments, message
 ) -> None:
-    if message == "no CUDA device" and torch.cuda.is_available():
+    if message == "0 CUDA devices" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     places = {"MODEL": str(tiny_model), "DATA": str(folder)}
-    arguments = [places.get(argument, argument) for argument in arguments]
+    arguments = [places.get(a, a.replace("=DATA", f"={folder}")) for a in arguments]
     with pytest.raises(SystemExit) as stop:
         main(["trace", *arguments, "-o", str(tmp_path / "t")])
     assert stop.value.code == 1
@@ -331,3 +338,31 @@ def test_bad_arguments_are_a_sentence_and_exit_1(
     assert errors[-2].startswith("error: ") and message in errors[-2]
     assert errors[-1].startswith("hint: ")
     assert not (tmp_path / "t").exists()
+
+
+def test_file_names_that_are_not_utf8_are_traced(tiny_model, folder, tmp_path) -> None:
+    (Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.txt"))).write_text("Hello there.")
+    finished = trace(request(tiny_model, f"d={folder}", tmp_path / "t"))
+    assert Path(finished.documents()["name"].iloc[-1]).name == "\ufffd\ufffd.txt"
+
+
+def test_damaged_checkpoints_are_refused_by_name(tiny_model, folder, tmp_path) -> None:
+    mute = tmp_path / "mute"
+    shutil.copytree(tiny_model, mute)
+    (mute / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedModelError, match="has no tokenizer"):
+        trace(request(mute, f"d={folder}", tmp_path / "t"))
+    wrong = tmp_path / "wrong"
+    shutil.copytree(tiny_model, wrong)
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(UnsupportedModelError, match="cannot load this checkpoint"):
+        trace(request(wrong, f"d={folder}", tmp_path / "t"))
+    assert not (tmp_path / "t").exists()
+
+
+def test_conversations_that_cannot_be_rendered_are_refused(tiny_model, tmp_path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text('{"messages": []}')
+    with pytest.raises(TraceError, match=r"chat\.jsonl:1: the document has no tokens"):
+        trace(request(tiny_model, f"chat={path}", tmp_path / "t"))

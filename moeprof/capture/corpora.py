@@ -28,7 +28,8 @@ _SUFFIX_WORDS = (
     ".erl .clj .lisp .zig .asm .s .proto .cmake"
 )
 TEXT_SUFFIXES = frozenset(_SUFFIX_WORDS.split())
-_DOMAIN = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
+_DOMAIN = re.compile(r"[A-Za-z0-9_.-]+")
+_ONE_OBJECT = "write one JSON object per line"
 _SPLITS = frozenset({"train", "validation", "test"})
 
 Messages = list[dict[str, Any]]
@@ -92,9 +93,12 @@ def open_corpus(data: Iterable[str], text_column: str) -> tuple[CorpusDomain, ..
         name, source = _split_domain(argument)
         sources.setdefault(name, []).append(source)
     if sum(entry.count("-") for entry in sources.values()) > 1:
-        raise TraceError("-: standard input can be read only once")
+        raise TraceError(
+            "-: standard input can be read only once", "write one of them to a file first"
+        )
     domains = []
     for name, entries in sources.items():
+        _refuse_repeated(entries)
         sizes = [_check_source(source, text_column) for source in entries]
         known = [size for size in sizes if size is not None]
         size = sum(known) if len(known) == len(sizes) else None
@@ -102,10 +106,36 @@ def open_corpus(data: Iterable[str], text_column: str) -> tuple[CorpusDomain, ..
     return tuple(domains)
 
 
+def _refuse_repeated(sources: list[str]) -> None:
+    """A document that counts twice would be held out from itself."""
+    seen: set[Path | str] = set()
+    for source in sources:
+        is_local = source != "-" and not source.startswith("hub:")
+        for document in map(Path.resolve, _files_of(source)) if is_local else [source]:
+            if document in seen:
+                raise TraceError(
+                    f"{printable(str(document))}: given twice in one domain",
+                    "give every file once; folders and globs may overlap",
+                )
+            seen.add(document)
+
+
+def printable(text: str) -> str:
+    """The text with bytes that are not UTF-8, as file names may have, replaced."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _split_domain(argument: str) -> tuple[str, str]:
-    match = _DOMAIN.fullmatch(argument)
-    if match and not Path(argument).exists():
-        return match[1], match[2]
+    if not argument:
+        raise TraceError("DATA: it is empty", "name a file, a folder, hub:NAME or -")
+    name, equals, source = argument.partition("=")
+    if equals and not Path(argument).exists() and "/" not in name:
+        if not _DOMAIN.fullmatch(name) or not source:
+            raise TraceError(
+                f"{printable(argument)}: {printable(name)!r} cannot name a domain",
+                "DOMAIN=DATA takes letters, digits, '.', '_' and '-' before the '='",
+            )
+        return name, source
     if argument == "-":
         return "stdin", argument
     if argument.startswith("hub:"):
@@ -177,14 +207,16 @@ def _documents_of(source: str, text_column: str) -> Iterator[RawDocument]:
         if file.suffix.lower() in TABLE_SUFFIXES:
             yield from _documents_of_table(file, text_column)
         else:
-            yield RawDocument(str(file), _read_text(file))
+            yield RawDocument(printable(str(file)), _read_text(file))
 
 
 def _read_text(file: Path) -> str:
     try:
         return _decode(file.read_bytes(), str(file))
     except OSError as error:
-        raise TraceError(f"{file}: cannot be read ({error.strerror})") from error
+        raise TraceError(
+            f"{printable(str(file))}: cannot be read ({error.strerror})", "check its permissions"
+        ) from error
 
 
 def _decode(raw: bytes, name: str) -> str:
@@ -200,7 +232,7 @@ def _decode(raw: bytes, name: str) -> str:
 def _documents_of_table(file: Path, text_column: str) -> Iterator[RawDocument]:
     readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".csv": _csv_rows}
     rows = readers[file.suffix.lower()](file, text_column)
-    return _documents_of_rows(rows, str(file), text_column)
+    return _documents_of_rows(rows, printable(str(file)), text_column)
 
 
 def _documents_of_rows(
@@ -214,11 +246,12 @@ def _documents_of_rows(
         if content is None or not (isinstance(content, str) or _is_conversation(content)):
             raise TraceError(
                 f"{where}: column {column!r} holds {type(content).__name__}, "
-                "expected a text or a list of messages with role and content"
+                "expected a text or a list of messages with role and content",
+                "remove the row, or name another column with --text-column",
             )
         yield RawDocument(where, content)
     if not column:
-        raise TraceError(f"{name}: holds no rows")
+        raise TraceError(f"{name}: holds no rows", "leave it out")
 
 
 def _column(row: dict[str, Any], name: str, text_column: str) -> str:
@@ -246,9 +279,11 @@ def _jsonl_rows(file: Path, _: str) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise TraceError(f"{file}:{number}: not JSON ({error})") from error
+                raise TraceError(f"{file}:{number}: not JSON ({error})", _ONE_OBJECT) from error
             if not isinstance(row, dict):
-                raise TraceError(f"{file}:{number}: {type(row).__name__}, expected an object")
+                raise TraceError(
+                    f"{file}:{number}: {type(row).__name__}, expected an object", _ONE_OBJECT
+                )
             yield row
 
 
@@ -261,7 +296,9 @@ def _parquet_rows(file: Path, text_column: str) -> Iterator[dict[str, Any]]:
         for batch in table.iter_batches(batch_size=256, columns=wanted):
             yield from batch.to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
-        raise TraceError(f"{file}: not a readable Parquet file ({error})") from error
+        raise TraceError(
+            f"{file}: not a readable Parquet file ({error})", "write or download it again"
+        ) from error
 
 
 def _csv_rows(file: Path, _: str) -> Iterator[dict[str, Any]]:
@@ -270,15 +307,22 @@ def _csv_rows(file: Path, _: str) -> Iterator[dict[str, Any]]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             yield from csv.DictReader(stream)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise TraceError(f"{file}: not a CSV file in UTF-8 ({error})") from error
+        raise TraceError(
+            f"{file}: not a CSV file in UTF-8 ({error})",
+            f"convert it, as in: iconv -f latin1 -t utf-8 {file}",
+        ) from error
 
 
 def _documents_of_hub(source: str, text_column: str) -> Iterator[RawDocument]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
+    from huggingface_hub import snapshot_download
 
     name, config, split = _hub_parts(source)
     try:
+        if not Path(name).exists():
+            # Fails at once where there is no connection; load_dataset would try for long.
+            snapshot_download(name, repo_type="dataset", allow_patterns="README.md")
         rows = iter(load_dataset(name, config, split=split, streaming=True))
         first = next(rows, None)
     except NotImplementedError:
@@ -293,14 +337,16 @@ def _documents_of_hub(source: str, text_column: str) -> Iterator[RawDocument]:
     if first is not None:
         yield from _documents_of_rows(chain([first], rows), source, text_column)
     else:
-        raise TraceError(f"{source}: holds no rows")
+        raise TraceError(f"{source}: holds no rows", "name another split: hub:NAME:CONFIG:SPLIT")
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str]:
     """Name, configuration and split; of two parts the second is a split if it is a usual one."""
     name, *rest = source.removeprefix("hub:").split(":")
     if not name or len(rest) > 2:
-        raise TraceError(f"{source}: expected hub:NAME[:CONFIG][:SPLIT]")
+        raise TraceError(
+            f"{source}: expected hub:NAME[:CONFIG][:SPLIT]", "as in hub:wikitext:wikitext-2-v1:test"
+        )
     if len(rest) == 2:
         return name, rest[0] or None, rest[1]
     if rest and (rest[0].split("[")[0] in _SPLITS):

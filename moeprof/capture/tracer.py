@@ -13,10 +13,11 @@ import torch
 import transformers
 from torch import nn
 
-from moeprof.capture.corpora import CorpusDomain, open_corpus
+from moeprof.capture.corpora import CorpusDomain, open_corpus, printable
 from moeprof.capture.engine import Engine
 from moeprof.capture.windows import Window, batches, chain_digest, encoder, windows
 from moeprof.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
+from moeprof.checkpoint.device import resolve_device
 from moeprof.errors import TraceError, UnsupportedModelError
 from moeprof.trace import Trace, open_trace, schema
 from moeprof.trace.writer import PART_BYTES, Document, TraceWriter
@@ -214,13 +215,7 @@ def _existing_trace(request: TraceRequest) -> Trace | None:
 
 
 def _resolved(settings: schema.CaptureSettings, checkpoint: Checkpoint) -> schema.CaptureSettings:
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.split(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise UnsupportedModelError(
-            f"device {device}: no CUDA device is there", "leave --device out, or --device cpu"
-        )
+    device = str(resolve_device(settings.device))
     dtype = checkpoint.shape.dtype if settings.dtype == "auto" else settings.dtype
     return replace(settings, device=device, dtype=dtype)
 
@@ -234,7 +229,9 @@ def _metadata(
         ),
         shape=checkpoint.shape,
         capture=settings,
-        domains=tuple(schema.Domain(domain.name, domain.sources) for domain in corpus),
+        domains=tuple(
+            schema.Domain(domain.name, tuple(map(printable, domain.sources))) for domain in corpus
+        ),
         machine={
             "processor": platform.machine(),
             "torch": torch.__version__,
@@ -281,7 +278,7 @@ def _output(request: TraceRequest, metadata: schema.TraceMetadata) -> Iterator[T
         with TraceWriter(output, metadata) as writer:
             yield writer
     except BaseException:
-        nothing_recorded = output.is_dir() and not open_trace(output).metadata.parts
+        nothing_recorded = output.is_dir() and not any(output.rglob("*.parquet"))
         if nothing_recorded and (request.force or not existed):
             shutil.rmtree(output)
         if nothing_recorded and replaced.exists():
@@ -306,4 +303,10 @@ def _load_model(checkpoint: Checkpoint, settings: schema.CaptureSettings) -> nn.
         raise UnsupportedModelError(
             f"{checkpoint.name}: does not fit on {settings.device}",
             "trace it in host memory with --device cpu",
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(
+            f"{checkpoint.path}: transformers cannot load this checkpoint ({reason})",
+            "check that it loads with AutoModelForCausalLM.from_pretrained",
         ) from error

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from moeprof.capture.corpora import CorpusDomain, Messages, RawDocument
 from moeprof.errors import TraceError
 from moeprof.trace.schema import CaptureSettings
@@ -51,12 +53,20 @@ def encoder(tokenizer: Any, settings: CaptureSettings) -> Encode:  # noqa: ANN40
                 "trace an instruction-tuned model, or name a text column with --text-column",
             )
         messages = _prompt_of(document.content) if settings.generate else document.content
-        ids = tokenizer.apply_chat_template(
-            messages,
-            tokenize=True,
-            add_generation_prompt=bool(settings.generate),
-            return_dict=False,
-        )
+        if not messages:
+            return []
+        try:
+            ids = tokenizer.apply_chat_template(
+                messages,
+                tokenize=True,
+                add_generation_prompt=bool(settings.generate),
+                return_dict=False,
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise TraceError(
+                f"{document.name}: the model's chat template refuses the conversation ({error})",
+                "mend the conversation, or name a text column with --text-column",
+            ) from error
         return ids
 
     return encode

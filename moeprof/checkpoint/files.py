@@ -27,6 +27,7 @@ _VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version"})
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _NOT_DOWNLOADED = ("*/*", "consolidated*")
+_COPY_AGAIN = "copy or download the model again"
 _USE_DIRECTORY = "give a directory with config.json and safetensors files, or a hub id"
 
 
@@ -81,9 +82,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{path}: not readable as JSON ({error})") from error
+        raise UnsupportedModelError(f"{path}: not readable as JSON ({error})", _COPY_AGAIN) from error
     if not isinstance(config, dict):
-        raise UnsupportedModelError(f"{path}: not a JSON object")
+        raise UnsupportedModelError(f"{path}: not a JSON object", _COPY_AGAIN)
     return config
 
 

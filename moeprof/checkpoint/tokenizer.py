@@ -5,6 +5,10 @@ from typing import Any
 
 from moeprof.errors import UnsupportedModelError
 
+# Without any of these, transformers makes an empty tokenizer of the architecture's class.
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "merges.txt")
+_COPY_TOKENIZER = "copy tokenizer.json and tokenizer_config.json beside config.json"
+
 
 def load_tokenizer(directory: Path) -> Any:  # noqa: ANN401
     """The transformers tokenizer in a model's directory.
@@ -14,6 +18,8 @@ def load_tokenizer(directory: Path) -> Any:  # noqa: ANN401
     """
     from transformers import AutoTokenizer
 
+    if not any(next(directory.glob(name), None) for name in _VOCABULARIES):
+        raise UnsupportedModelError(f"{directory}: it has no tokenizer", _COPY_TOKENIZER)
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -21,5 +27,5 @@ def load_tokenizer(directory: Path) -> Any:  # noqa: ANN401
         raise UnsupportedModelError(
             f"{directory}: the tokenizer cannot be loaded "
             f"({reason[0] if reason else type(error).__name__})",
-            "copy tokenizer.json and tokenizer_config.json beside config.json",
+            _COPY_TOKENIZER,
         ) from error

@@ -95,6 +95,7 @@ def _check_folder(folder: Path, force: bool) -> None:
 
 
 def _draw(analysis: "Analysis", trace: "Trace", folder: Path) -> None:
+    from moeprof.placement import write_whole
     from moeprof.report.figures import coverage_figure, heat_map_figure, png, transfer_figure
 
     figures = {"coverage.png": coverage_figure(analysis)}
@@ -107,12 +108,6 @@ def _draw(analysis: "Analysis", trace: "Trace", folder: Path) -> None:
         words = f"{phase}, {analysis.samples['domain'].iloc[0]}"
         drawn = heat_map_figure(counts, trace.shape.moe_layers, words)
         figures[f"heat_map_{phase}.png"] = drawn
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            (folder / name).write_bytes(png(figure))
-            typer.echo(f"wrote {folder / name}", err=True)
-    except OSError as error:
-        raise TraceError(
-            f"{folder}: figures cannot be written ({error})", "name another folder: --plots DIR"
-        ) from error
+    for name, figure in figures.items():
+        write_whole(folder / name, png(figure))
+        typer.echo(f"wrote {folder / name}", err=True)

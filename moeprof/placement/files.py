@@ -79,7 +79,7 @@ def write_whole(path: Path, content: bytes) -> None:
         _replace(path, content)
     except OSError as error:
         raise PlacementError(
-            f"{path}: cannot be written ({error})", "free some space, or choose another -o"
+            f"{path}: cannot be written ({error})", "free some space, or write elsewhere"
         ) from error
 
 

@@ -11,9 +11,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
+from moeprof.checkpoint.device import resolve_device
 from moeprof.checkpoint.modules import ExpertsModule, find_moe_layers
 from moeprof.checkpoint.skeleton import build_skeleton, load_config, text_config
-from moeprof.errors import CapacityError, UnsupportedModelError
+from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import IMPLEMENTATION, LayerExperts, read_layout
@@ -95,32 +96,6 @@ def load_split(
     loaded.set_experts_implementation(IMPLEMENTATION)
     sizes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
     return SplitModel(loaded, checkpoint, stores, table, meter, place, element, sizes)
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device to run on.
-
-    Args:
-        device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
-
-    Raises:
-        CapacityError: not such a device, or not on this machine.
-    """
-    name = device
-    if device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(name)
-    except RuntimeError:
-        place = torch.device("meta")
-    if place.type not in ("cpu", "cuda"):
-        raise CapacityError(f"device {name!r}: expected cpu, cuda or cuda:N")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise CapacityError(
-            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices",
-            "run with --device cpu; both tiers then live in host memory",
-        )
-    return torch.device("cuda", place.index or 0) if place.type == "cuda" else place
 
 
 def _read(placement: Placement, model: str | Path | None) -> Checkpoint:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moeprof.checkpoint import Checkpoint, read_checkpoint
+from moeprof.checkpoint.device import resolve_device
 from moeprof.checkpoint.modules import ExpertsModule, find_moe_layers
 from moeprof.hardware import HardwareProfile, LinkProfile, TierProfile, Time
 from moeprof.model_shape import ModelShape
 from moeprof.placement.tier import Tier
-from moeprof.runtime.loader import load_split, resolve_device
+from moeprof.runtime.loader import load_split
 from moeprof.runtime.model import SplitModel
 from moeprof.runtime.stores import host_memory_bytes
 

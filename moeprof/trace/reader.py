@@ -20,6 +20,9 @@ from moeprof.trace import schema
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.tally import PARTS_KEY, Tally
 
+_RESTORE = "restore the file, or trace the corpus anew"
+_RECOUNT = "delete the file; the parts are then counted instead"
+
 
 @dataclass(frozen=True, slots=True)
 class LayerRouting:
@@ -166,7 +169,8 @@ class Trace:
                 tally.add_layer(_domain_of(part), row, keys, routing.experts, routing.weights)
             except ValueError as error:
                 layer = self.shape.moe_layers[row]
-                raise TraceError(f"{self.path / part.path}: layer {layer}: {error}") from error
+                where = f"{self.path / part.path}: layer {layer}"
+                raise TraceError(f"{where}: {error}", _RESTORE) from error
         return tally
 
     def verify(self) -> None:
@@ -180,7 +184,7 @@ class Trace:
                 if file_digest(stream, "sha256").hexdigest() != part.sha256:
                     raise TraceError(
                         f"{self.path / part.path}: content differs from its hash in trace.json",
-                        "restore the file, or trace the corpus anew",
+                        _RESTORE,
                     )
         self.tally().check(self.metadata)
 
@@ -193,7 +197,8 @@ class Trace:
             file = self._open(part)
             for index, layer in enumerate(_layers_of(file, self.path / part.path)):
                 if layer not in self.shape.moe_layers:
-                    raise TraceError(f"{self.path / part.path}: layer {layer} is no MoE layer")
+                    where = self.path / part.path
+                    raise TraceError(f"{where}: layer {layer} is no MoE layer", _RESTORE)
                 row = self.shape.moe_layers.index(layer)
                 table = _read(file, [index], self.path / part.path)
                 yield part, row, _layer_routing(table, self.shape.top_k)
@@ -233,30 +238,31 @@ class Trace:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise TraceError(f"{path}: not a readable Parquet file ({error})") from error
+            raise TraceError(f"{path}: not a readable Parquet file ({error})", _RECOUNT) from error
         found = table.schema.metadata or {}
         if found.get(PARTS_KEY, b"").decode() != self.digest:
             return None
         if not table.schema.equals(schema.COUNTS_SCHEMA):
-            raise TraceError(f"{path}: {_schema_difference(table.schema, schema.COUNTS_SCHEMA)}")
+            difference = _schema_difference(table.schema, schema.COUNTS_SCHEMA)
+            raise TraceError(f"{path}: {difference}", _RECOUNT)
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
     def _open(self, part: schema.Part) -> pq.ParquetFile:
         """The part's file, its columns and number of rows checked."""
         path = self.path / part.path
-        hint = "restore the file, or trace the corpus anew"
         try:
             file = pq.ParquetFile(path, pre_buffer=False)
         except FileNotFoundError as error:
-            raise TraceError(f"{path}: missing, but listed in trace.json", hint) from error
+            raise TraceError(f"{path}: missing, but listed in trace.json", _RESTORE) from error
         except (OSError, pa.ArrowInvalid) as error:
-            raise TraceError(f"{path}: not a readable Parquet file ({error})", hint) from error
+            raise TraceError(f"{path}: not a readable Parquet file ({error})", _RESTORE) from error
         if not file.schema_arrow.equals(self._row_schema):
-            raise TraceError(f"{path}: {_schema_difference(file.schema_arrow, self._row_schema)}")
+            difference = _schema_difference(file.schema_arrow, self._row_schema)
+            raise TraceError(f"{path}: {difference}", _RESTORE)
         if file.metadata.num_rows != part.rows:
             raise TraceError(
-                f"{path}: {file.metadata.num_rows} rows, trace.json says {part.rows}", hint
+                f"{path}: {file.metadata.num_rows} rows, trace.json says {part.rows}", _RESTORE
             )
         return file
 
@@ -298,7 +304,7 @@ def _layers_of(file: pq.ParquetFile, where: Path) -> list[int]:
     for index in range(file.num_row_groups):
         statistics = file.metadata.row_group(index).column(column).statistics
         if statistics is None or statistics.min != statistics.max:
-            raise TraceError(f"{where}: row group {index} is not of a single layer")
+            raise TraceError(f"{where}: row group {index} is not of a single layer", _RESTORE)
         layers.append(int(statistics.min))
     return layers
 
@@ -307,9 +313,7 @@ def _read(file: pq.ParquetFile, row_groups: list[int], where: Path) -> pa.Table:
     try:
         return file.read_row_groups(row_groups)
     except (OSError, pa.ArrowInvalid) as error:
-        raise TraceError(
-            f"{where}: damaged ({error})", "restore the file, or trace the corpus anew"
-        ) from error
+        raise TraceError(f"{where}: damaged ({error})", _RESTORE) from error
 
 
 def _layer_routing(table: pa.Table, top_k: int) -> LayerRouting:

@@ -187,7 +187,9 @@ class TraceMetadata:
         except ValueError as error:
             raise TraceError(f"{where}: not JSON ({error})", "trace the corpus anew") from error
         if not isinstance(document, dict) or document.get("format") != "moeprof-trace":
-            raise TraceError(f"{where}: not a moeprof trace")
+            raise TraceError(
+                f"{where}: not a moeprof trace", "name a directory made by moeprof trace"
+            )
         version = document.get("format_version")
         if version != FORMAT_VERSION:
             raise TraceError(

@@ -28,6 +28,7 @@ from moeprof.trace.tally import Tally
 
 # Rows are held in memory up to this size before they become a part.
 PART_BYTES = 64 * 2**20
+_REPORT = "the model routes in a way moeprof does not know; please report it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,10 @@ class TraceWriter:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
-            raise TraceError(f"{path}: another process is writing this trace") from error
+            raise TraceError(
+                f"{path}: another process is writing this trace",
+                "wait for it, or choose another output",
+            ) from error
         self._remove_leftovers()
         self._tally = self._tally_of_parts()
         self._write_metadata()
@@ -176,11 +180,11 @@ class TraceWriter:
             except ValueError as error:
                 raise TraceError(
                     f"{self.path}: layer {layer}: {error}",
-                    "the model routes in a way moeprof does not know; please report it",
+                    _REPORT,
                 ) from error
             empty = int(np.count_nonzero(experts == NO_EXPERT))
             if int(counted.sum()) + empty != experts.size:
-                raise TraceError(f"{self.path}: layer {layer}: assignments do not add up")
+                raise TraceError(f"{self.path}: layer {layer}: assignments do not add up", _REPORT)
 
     def _write_part(self, domain: str) -> schema.Part:
         block = _in_document_order(self._blocks)
@@ -189,7 +193,8 @@ class TraceWriter:
             row = int(np.flatnonzero(duplicate)[0])
             raise TraceError(
                 f"{self.path}: sequence {block.sequence[row]} position {block.position[row]} "
-                "was recorded twice"
+                "was recorded twice",
+                _REPORT,
             )
         self._tally.add(domain, block, self._groups_of(block.sequence))
         index = sum(1 for p in self.metadata.parts if p.path.startswith(f"domain={domain}/"))
