@@ -100,11 +100,27 @@ def test_counts_are_those_of_a_pandas_group_by(trace) -> None:
 def test_stored_counts_equal_a_recount_and_are_not_trusted_when_stale(trace) -> None:
     stored = trace.counts()
     pd.testing.assert_frame_equal(stored, trace.tally().to_frame(), check_dtype=False)
-    text = (trace.path / "trace.json").read_text()
-    document = json.loads(text)
+    document = json.loads((trace.path / "trace.json").read_text())
     document["parts"] = document["parts"][:1]
+    document["domains"][1]["tokens"] = [0, 0]
     (trace.path / "trace.json").write_text(json.dumps(document))
     assert set(open_trace(trace.path).counts()["domain"]) == {"code"}
+
+
+def test_counts_changed_by_hand_are_found(trace) -> None:
+    path = trace.path / "counts.parquet"
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("assignments")
+    doubled = pa.compute.multiply(table["assignments"], 2)
+    pq.write_table(table.set_column(column, table.schema.field(column), doubled), path)
+    with pytest.raises(TraceError, match="does not count what the parts hold") as failure:
+        trace.verify()
+    assert "delete the file" in failure.value.hint
+    path.write_bytes(b"garbage")
+    with pytest.raises(TraceError, match="not a readable Parquet file"):
+        trace.counts()
+    path.unlink()
+    assert trace.counts()["assignments"].sum() == 30 * 2 * 2
 
 
 def test_duckdb_and_pandas_read_a_trace_without_moeprof(trace) -> None:
@@ -301,6 +317,13 @@ def test_damaged_metadata_is_refused(trace, change, message) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(TraceError, match=re.escape(message)):
         open_trace(trace.path)
+
+
+def test_a_model_shape_changed_by_hand_is_found_by_its_counts(trace) -> None:
+    path = trace.path / "trace.json"
+    path.write_text(path.read_text().replace('"num_experts": 4', '"num_experts": 2'))
+    with pytest.raises(TraceError, match="whose expert trace.json does not have"):
+        open_trace(trace.path).cell_counts()
 
 
 def test_what_is_no_trace_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Trace:
         for part in self.metadata.parts:
             footer = self._open(part).schema_arrow.metadata or {}
             documents = json.loads(footer.get(schema.DOCUMENTS_KEY, b"[]"))
-            entries += [{**entry, "domain": _domain_of(part)} for entry in documents]
+            entries += [{**entry, "domain": part.domain} for entry in documents]
         columns = ["sequence", "domain", "name", "document_group"]
         tokens = ["prefill_tokens", "decode_tokens"]
         frame = pd.DataFrame(entries, columns=[*columns, *tokens])
@@ -102,6 +102,13 @@ class Trace:
         """Assignments of every cell as dense arrays, apart for each document group and phase."""
         frame = self.counts()
         shape = self.shape
+        cells = {"layer": shape.moe_layers, "expert": range(shape.num_experts)}
+        for name, known in cells.items():
+            if not set(frame[name].unique()) <= set(known):
+                where = self.path / schema.COUNTS_FILE
+                raise TraceError(
+                    f"{where}: counts a cell whose {name} trace.json does not have", _RECOUNT
+                )
         row_of_layer = np.zeros(max(shape.moe_layers) + 1, np.int64)
         row_of_layer[list(shape.moe_layers)] = np.arange(shape.num_moe_layers)
         domain = pd.Categorical(frame["domain"], categories=list(self.domains)).codes
@@ -166,7 +173,7 @@ class Trace:
         for part, row, routing in self._layers_of_parts():
             keys = group_of[routing.sequence] * 2 + routing.phase
             try:
-                tally.add_layer(_domain_of(part), row, keys, routing.experts, routing.weights)
+                tally.add_layer(part.domain, row, keys, routing.experts, routing.weights)
             except ValueError as error:
                 layer = self.shape.moe_layers[row]
                 where = f"{self.path / part.path}: layer {layer}"
@@ -186,7 +193,13 @@ class Trace:
                         f"{self.path / part.path}: content differs from its hash in trace.json",
                         _RESTORE,
                     )
-        self.tally().check(self.metadata)
+        tally = self.tally()
+        tally.check(self.metadata)
+        stored = self._stored_counts()
+        if stored is not None and not _in_order(stored).equals(_in_order(tally.to_frame())):
+            raise TraceError(
+                f"{self.path / schema.COUNTS_FILE}: does not count what the parts hold", _RECOUNT
+            )
 
     @cached_property
     def _row_schema(self) -> pa.Schema:
@@ -211,7 +224,7 @@ class Trace:
             raise ValueError(f"layers {sorted(unknown)}, expected some of {self.shape.moe_layers}")
         tables = []
         for part in self.metadata.parts:
-            if domain is not None and _domain_of(part) != domain:
+            if domain is not None and part.domain != domain:
                 continue
             where = self.path / part.path
             file = self._open(part)
@@ -222,7 +235,7 @@ class Trace:
             ]
             table = _read(file, wanted, where).replace_schema_metadata(None)
             name = pa.DictionaryArray.from_arrays(
-                pa.array(np.zeros(len(table), np.int16)), [_domain_of(part)]
+                pa.array(np.zeros(len(table), np.int16)), [part.domain]
             )
             tables.append(table.append_column("domain", name))
         if tables:
@@ -293,8 +306,9 @@ def open_trace(path: str | Path) -> Trace:
     return trace
 
 
-def _domain_of(part: schema.Part) -> str:
-    return part.path.split("/")[0].removeprefix("domain=")
+def _in_order(counts: pd.DataFrame) -> pd.DataFrame:
+    keys = ["domain", "document_group", "phase", "layer", "expert"]
+    return counts.astype(dict.fromkeys(keys, str)).sort_values(keys, ignore_index=True)
 
 
 def _layers_of(file: pq.ParquetFile, where: Path) -> list[int]:

@@ -143,6 +143,11 @@ class Part:
     rows: int
     sha256: str
 
+    @property
+    def domain(self) -> str:
+        """The domain whose folder the part is in."""
+        return self.path.split("/")[0].removeprefix("domain=")
+
 
 @dataclass(frozen=True, slots=True)
 class TraceMetadata:
@@ -200,14 +205,41 @@ class TraceMetadata:
         if fault is not None:
             place = "/".join(map(str, fault.absolute_path)) or "the file"
             raise TraceError(f"{where}: {place}: {fault.message}", "trace the corpus anew")
-        return cls(
+        try:
+            shape = _shape(document["shape"])
+        except TraceError as error:
+            raise TraceError(f"{where}: {error}", "trace the corpus anew") from error
+        metadata = cls(
             model=ModelIdentity(**document["model"]),
-            shape=_shape(document["shape"]),
+            shape=shape,
             capture=CaptureSettings(**document["capture"]),
             domains=tuple(_domain(entry) for entry in document["domains"]),
             machine=document["machine"],
             parts=tuple(Part(**entry) for entry in document["parts"]),
         )
+        metadata._check_parts(where)
+        return metadata
+
+    def _check_parts(self, where: Path) -> None:
+        """Every part once, of a known domain, and with the rows that the domain's tokens make."""
+        if len({part.path for part in self.parts}) != len(self.parts):
+            raise TraceError(f"{where}: a part is listed twice", "trace the corpus anew")
+        rows = dict.fromkeys((domain.name for domain in self.domains), 0)
+        for part in self.parts:
+            if part.domain not in rows:
+                raise TraceError(
+                    f"{where}: part {part.path} is of no domain that is listed",
+                    "trace the corpus anew",
+                )
+            rows[part.domain] += part.rows
+        for domain in self.domains:
+            expected = sum(domain.tokens) * self.shape.num_moe_layers
+            if rows[domain.name] != expected:
+                raise TraceError(
+                    f"{where}: domain {domain.name} has {rows[domain.name]} rows in its parts, "
+                    f"its {sum(domain.tokens)} tokens make {expected}",
+                    "trace the corpus anew",
+                )
 
 
 @cache
