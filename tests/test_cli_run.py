@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,33 @@ def test_a_prompt_file_in_another_encoding_is_refused(
 @pytest.mark.parametrize("arguments", [[], ["--prompt", "a", "--chat"]])
 def test_one_source_of_input_is_asked_for(arguments: list[str], plan: str) -> None:
     assert call("-p", plan, *arguments) == 2
+
+
+def test_a_replay_of_a_trace_in_bfloat16_reports_and_does_not_fail(
+    plan: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "trace",
+                str(tiny_model),
+                f"{tmp_path}/a.txt",
+                "-o",
+                f"{tmp_path}/t",
+                "--dtype",
+                "bfloat16",
+            ]
+        )
+    assert call("-p", plan, "--replay", f"{tmp_path}/t", "--dtype", "float32") == 0
+    shown = words(capsys.readouterr().err)
+    assert "every assignment went" in shown or "the trace was recorded in bfloat16" in shown
+
+
+def test_chat_refuses_what_is_not_utf8(
+    plan: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"gr\xf6\xdfe\n"), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert call("-p", plan, "--chat") == 1
+    assert "standard input: not UTF-8 text" in capsys.readouterr().err

@@ -82,7 +82,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"{path}: not readable as JSON ({error})", _COPY_AGAIN) from error
+        raise UnsupportedModelError(
+            f"{path}: not readable as JSON ({error})", _COPY_AGAIN
+        ) from error
     if not isinstance(config, dict):
         raise UnsupportedModelError(f"{path}: not a JSON object", _COPY_AGAIN)
     return config

@@ -19,7 +19,7 @@ def print_report(report: RunReport, console: Console) -> None:
     console.print(_phases(report))
     if report.replay is not None:
         console.print(_hits(report.replay))
-        console.print(_verdict(report.replay), highlight=False)
+        console.print(_verdict(report.replay, is_exact=report.replay_is_exact), highlight=False)
 
 
 def _tiers(report: RunReport) -> Table:
@@ -81,12 +81,20 @@ def _hits(replay: ReplayReport) -> Table:
     return table
 
 
-def _verdict(replay: ReplayReport) -> str:
+def _verdict(replay: ReplayReport, *, is_exact: bool) -> str:
     if replay.equal:
         return "replay: every assignment went to the expert that the trace says"
+    total = sum(sum(tiers.values()) for tiers in replay.predicted_hits.values())
     lines = [
-        f"replay: {replay.moved_assignments} assignments went to another expert than in the trace"
+        f"replay: {replay.moved_assignments} of {total} assignments went to another expert than in "
+        "the trace"
     ]
+    if not is_exact:
+        lines.append(
+            f"note: the trace was recorded in {replay.trace_dtype}, in which selections depend on "
+            "batch and kernels; trace and replay in float32 for hits that must be equal"
+        )
+        return "\n".join(lines)
     lines += [
         f"  {d.phase} layer {d.layer} {d.tier}: predicted {d.predicted}, measured {d.measured}"
         for d in replay.differences

@@ -26,7 +26,9 @@ def read_placement(path: str | Path) -> Placement:
             f"make one with: moeprof plan TRACE --model MODEL --vram SIZE -o {path}",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise PlacementError(f"{path}: cannot be read ({error})") from error
+        raise PlacementError(
+            f"{path}: cannot be read ({error})", "name a manifest made by moeprof plan"
+        ) from error
     return parse_placement(text, str(path))
 
 

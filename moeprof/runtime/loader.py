@@ -48,7 +48,7 @@ def load(
         CapacityError: no such device, or a tier does not fit.
     """
     checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
-    placement.check_model(checkpoint.fingerprint, checkpoint.name)
+    placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
     split = load_split(checkpoint, placement.tier_of, device, dtype)
     facts = {field.name: getattr(split, field.name) for field in fields(split)}
     return LoadedModel(**facts, placement=placement)

@@ -171,6 +171,7 @@ def compare(
     expected, found = hits_by_tier(predicted, tier_of), hits_by_tier(measured, tier_of)
     return ReplayReport(
         trace=selection.trace.name,
+        trace_dtype=selection.trace.metadata.capture.dtype,
         documents=len(selection.sequences),
         predicted_hits=_by_phase(expected),
         measured_hits=_by_phase(found),

@@ -74,6 +74,7 @@ class ReplayReport:
 
     Attributes:
         trace: the trace's name.
+        trace_dtype: element type in which it was recorded.
         documents: documents replayed.
         predicted_hits: for each phase and tier, from the trace's rows and the placement.
         measured_hits: for each phase and tier, as counted by the stores' experts.
@@ -82,6 +83,7 @@ class ReplayReport:
     """
 
     trace: str
+    trace_dtype: str
     documents: int
     predicted_hits: dict[str, dict[str, int]]
     measured_hits: dict[str, dict[str, int]]
@@ -125,6 +127,15 @@ class RunReport:
     text: str = ""
     stopped_by: str | None = None
     replay: ReplayReport | None = None
+
+    @property
+    def replay_is_exact(self) -> bool:
+        """Whether a replay must hit what its trace predicts: both were in float32.
+
+        In narrower types, selections depend on the batch and on the order of sums, so that the
+        same model chooses other experts now and then.
+        """
+        return self.replay is not None and self.dtype == self.replay.trace_dtype == "float32"
 
     def to_document(self) -> dict[str, Any]:
         """The report as JSON values; NaN becomes null."""

@@ -148,7 +148,7 @@ def allocate_stores(
     if (table.tier == Tier.NVME).any():
         raise PlacementError(
             "placement: has experts in tier nvme, which this version of moeprof cannot run",
-            "plan again with enough --ram that nothing is left for nvme",
+            "make a placement with moeprof plan, which uses vram and ram only",
         )
     stores = {}
     for tier in (Tier.VRAM, Tier.RAM):
