@@ -125,7 +125,9 @@ def read_hardware(path: str | Path) -> HardwareProfile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CapacityError(f"{path}: cannot be read ({error})") from error
+        raise CapacityError(
+            f"{path}: cannot be read ({error})", "make one with: moeprof hardware MODEL -o FILE"
+        ) from error
     return parse_hardware(text, str(path))
 
 

@@ -163,6 +163,7 @@ def run_meta(model: PreTrainedModel, batch: int, num_tokens: int) -> ModelOutput
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModelError(
-            f"{type(model).__name__}: its forward does not run without weights ({first_line})"
+            f"{type(model).__name__}: its forward does not run without weights ({first_line})",
+            "if --context or --batch is very large, lower it; else report the model",
         ) from error
     return output

@@ -19,8 +19,12 @@ def plan(
     model: Annotated[str, typer.Option(help="Model directory or hub id that was traced.")],
     vram: Annotated[str, typer.Option(help="Budget for everything: 24GB, 22.5GiB, 900MB.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Placement file to write.")],
-    context: Annotated[int, typer.Option(min=1, help="Tokens the KV cache must hold.")] = 4096,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences the KV cache must hold.")] = 1,
+    context: Annotated[
+        int, typer.Option(min=1, max=2**24, help="Tokens the KV cache must hold.")
+    ] = 4096,
+    batch: Annotated[
+        int, typer.Option(min=1, max=2**16, help="Sequences the KV cache must hold.")
+    ] = 1,
     hardware: Annotated[
         Path | None, typer.Option(help="Hardware profile; without one no speed is predicted.")
     ] = None,
@@ -66,6 +70,8 @@ def plan(
     if phase is not None and phase not in PHASE_CHOICES:
         raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASE_CHOICES)}")
     picture = plot or output.with_suffix(".png")
+    if picture == output:
+        raise typer.BadParameter(f"{output} cannot hold both manifest and picture; name it .json")
     check_free(output, force)
     check_free(picture, force)
     profile = None if hardware is None else read_hardware(hardware)
