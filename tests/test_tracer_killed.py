@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,13 +49,18 @@ class Forker:
             )
         assert self._line() == "ready", log.read_text()
 
-    def run(self, arguments: list[str], kill_after: float | None = None) -> int:
-        """Exit code of the command; negative is the signal that ended it."""
+    def run(self, arguments: list[str], when: Callable[[], None] | None = None) -> int:
+        """Exit code of the command; negative is the signal that ended it.
+
+        Args:
+            arguments: of the command.
+            when: returns when the process is to be killed; None to let it finish.
+        """
         self._process.stdin.write(json.dumps(arguments) + "\n")
         self._process.stdin.flush()
         child = int(self._line())
-        if kill_after is not None:
-            time.sleep(kill_after)
+        if when is not None:
+            when()
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         return int(self._line())
@@ -82,6 +87,12 @@ def in_order(trace: Trace) -> pd.DataFrame:
     return rows
 
 
+def num_tokens(path: Path) -> int:
+    if not (path / "trace.json").exists():
+        return 0
+    return sum(sum(domain.tokens) for domain in open_trace(path).metadata.domains)
+
+
 @pytest.mark.parametrize("generate", [0, 3])
 def test_a_trace_killed_ten_times_resumes_without_a_token_lost_or_repeated(
     tiny_model, tmp_path, forker, generate
@@ -100,19 +111,26 @@ def test_a_trace_killed_ten_times_resumes_without_a_token_lost_or_repeated(
     assert forker.run([*command, "-o", str(tmp_path / "whole")]) == 0, forker.log.read_text()
     duration = time.monotonic() - begun
     output = tmp_path / "killed"
-    progress = []
-    for _ in range(10):
-        code = forker.run(
-            [*command, "-o", str(output), "--resume"], rng.uniform(0.05, 0.4) * duration
-        )
+    killed, progress = 0, []
+    for attempt in range(10):
+
+        def some_time(attempt: int = attempt) -> None:
+            """Half of the kills come at any moment, half shortly after rows reached the disk."""
+            before = num_tokens(output)
+            limit = time.monotonic() + duration
+            while attempt % 2 and num_tokens(output) == before and time.monotonic() < limit:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.1) * duration)
+
+        code = forker.run([*command, "-o", str(output), "--resume"], some_time)
+        killed += code == -signal.SIGKILL
         assert code == -signal.SIGKILL or open_trace(output).metadata.complete
         if (output / "trace.json").exists():
-            readable = open_trace(output)
-            readable.tally()
-            progress.append(sum(sum(domain.tokens) for domain in readable.metadata.domains))
+            open_trace(output).tally()
+            progress.append(num_tokens(output))
     assert forker.run([*command, "-o", str(output), "--resume"]) == 0, forker.log.read_text()
     assert progress == sorted(progress)
-    assert len(set(progress)) >= 3, "the kills came at different places"
+    assert killed >= 3
     whole, pieces = open_trace(tmp_path / "whole"), open_trace(output)
     assert len(pieces.metadata.parts) > 3
     pd.testing.assert_frame_equal(in_order(whole), in_order(pieces))

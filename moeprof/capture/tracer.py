@@ -216,6 +216,16 @@ def _existing_trace(request: TraceRequest) -> Trace | None:
 
 def _resolved(settings: schema.CaptureSettings, checkpoint: Checkpoint) -> schema.CaptureSettings:
     device = str(resolve_device(settings.device))
+    limit = checkpoint.max_positions
+    wanted = settings.sequence_length
+    if settings.generate:
+        wanted = settings.prompt_tokens + settings.generate
+    if limit is not None and wanted > limit:
+        options = "--prompt-tokens and --generate" if settings.generate else "--sequence-length"
+        raise TraceError(
+            f"{checkpoint.name}: its context is {limit} tokens, {wanted} were asked for",
+            f"lower {options}",
+        )
     dtype = checkpoint.shape.dtype if settings.dtype == "auto" else settings.dtype
     return replace(settings, device=device, dtype=dtype)
 

@@ -31,6 +31,8 @@ class Checkpoint:
         tokenizer_hash: hash of the tokenizer's files.
         shape: the model's numbers.
         tensors: what the safetensors headers list.
+        max_positions: tokens of context that the model was made for; None where its config does
+            not say.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Checkpoint:
     tokenizer_hash: str
     shape: ModelShape
     tensors: tuple[TensorEntry, ...]
+    max_positions: int | None
 
 
 def read_checkpoint(model: str | Path) -> Checkpoint:
@@ -56,8 +59,15 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
     tensors = read_headers(path)
     shape = _shape(config, tensors)
     name = path.name if Path(model).expanduser().exists() else str(model)
+    limit = getattr(text_config(config), "max_position_embeddings", None)
     return Checkpoint(
-        path, name, fingerprint(content, tensors), tokenizer_hash(path), shape, tensors
+        path=path,
+        name=name,
+        fingerprint=fingerprint(content, tensors),
+        tokenizer_hash=tokenizer_hash(path),
+        shape=shape,
+        tensors=tensors,
+        max_positions=limit if isinstance(limit, int) else None,
     )
 
 

@@ -14,7 +14,7 @@ from moeprof.units import format_size
 def print_report(report: RunReport, console: Console) -> None:
     """Print tiers, phases with predicted beside measured, and the comparison with a trace."""
     if report.host_only:
-        console.print(f"note: {HOST_ONLY}", highlight=False)
+        console.print(f"note: {HOST_ONLY}", highlight=False, soft_wrap=True)
     console.print(_tiers(report))
     console.print(_phases(report))
     if report.replay is not None:
@@ -27,7 +27,7 @@ def _tiers(report: RunReport) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("tier")
     table.add_column("lives on")
-    for name in ("experts", "planned", "allocated"):
+    for name in ("experts", "planned, as stored", f"allocated, {report.dtype}"):
         table.add_column(name, justify="right")
     for name, tier in report.tiers.items():
         table.add_row(
