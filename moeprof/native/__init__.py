@@ -1,5 +1,29 @@
 """The native core: operations compiled from C++, each with its numpy definition in `reference`."""
 
-from moeprof.native._core import NO_EXPERT, count_assignments
+from moeprof.native._core import (
+    NO_EXPERT,
+    ExpertLayer,
+    Workers,
+    count_assignments,
+    expert_bytes,
+    gated_unit,
+    pack_expert,
+    pack_rows,
+    paths,
+    project,
+    unpack_rows,
+)
 
-__all__ = ["NO_EXPERT", "count_assignments"]
+__all__ = [
+    "NO_EXPERT",
+    "ExpertLayer",
+    "Workers",
+    "count_assignments",
+    "expert_bytes",
+    "gated_unit",
+    "pack_expert",
+    "pack_rows",
+    "paths",
+    "project",
+    "unpack_rows",
+]

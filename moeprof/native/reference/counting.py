@@ -1,4 +1,4 @@
-"""The definition of every native operation in plain numpy; the compiled ones must equal it."""
+"""Counting of assignments."""
 
 import numpy as np
 from numpy.typing import NDArray

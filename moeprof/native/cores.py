@@ -1,0 +1,28 @@
+"""Which processors the workers are pinned to."""
+
+import os
+from pathlib import Path
+
+
+def physical_cores(
+    allowed: set[int] | None = None, topology: Path = Path("/sys/devices/system/cpu")
+) -> list[int]:
+    """One processor of every physical core that this process may use, in increasing order.
+
+    Args:
+        allowed: processors to choose from; those of this process unless given.
+        topology: the kernel's folder of processors; where it tells nothing of a processor, that
+            processor counts as a core.
+
+    Returns:
+        The lowest allowed processor of each core.
+    """
+    if allowed is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        allowed = set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
+    cores: dict[str, int] = {}
+    for processor in sorted(allowed):
+        siblings = topology / f"cpu{processor}" / "topology" / "thread_siblings_list"
+        core = siblings.read_text().strip() if siblings.exists() else f"processor {processor}"
+        cores.setdefault(core, processor)
+    return list(cores.values())

@@ -1,0 +1,64 @@
+// The vector paths: the same operations compiled for each instruction set, chosen at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "arithmetic.hpp"
+#include "layout.hpp"
+
+namespace moeprof {
+
+// Eight blocks of one quantised activation row, in the order in which packed weights are read.
+struct alignas(kLine) ActivationGroup {
+    std::int8_t words[8][kGroup][4];    // word k of block j: values 4 k to 4 k + 3
+    float scales[kGroup];               // 0 where there is no block
+    std::int32_t minus_8_sums[kGroup];  // takes back the offset of unsigned weights
+};
+
+// Bytes of one activation row made ready for a format: groups, or floats rounded to bf16.
+constexpr std::size_t ready_bytes(Format format, std::size_t row_size) {
+    if (format == Format::kBf16) return padded(row_size * sizeof(float));
+    return (row_size / kBlockSize + kGroup - 1) / kGroup * sizeof(ActivationGroup);
+}
+
+struct Path {
+    const char* name;
+
+    // Makes 32 values ready as block `block` of the row at `ready`; false if one is not finite.
+    bool (*ready_block[3])(const float* values, std::size_t block, std::uint8_t* ready);
+
+    // 32 values of a gated unit.
+    void (*unit_block)(const GatedUnit& unit, const float* gate, const float* up, float* values);
+
+    // sums[t * 4 + r] = row r of the quad times activation row t. Reads quad_bytes once from memory
+    // and ready_bytes per token from the first-level cache; bound by memory. Indexed by Format.
+    void (*dot_quad[3])(const std::uint8_t* quad, std::size_t row_size,
+                        const std::uint8_t* const* ready, std::size_t num_tokens, float* sums);
+
+    // XOR of 64-bit words, a last one filled up with zeros: a plain read of memory.
+    std::uint64_t (*xor_words)(const std::uint8_t* bytes, std::size_t size);
+};
+
+extern const Path kScalarPath;
+#if defined(__x86_64__)
+extern const Path kAvx2Path;
+extern const Path kAvx512Path;
+#endif
+
+// Calls visit(path) for every path this machine can run, the slowest first.
+template <typename Visit>
+void visit_paths(Visit visit) {
+    visit(kScalarPath);
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) visit(kAvx2Path);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        visit(kAvx512Path);
+    }
+#endif
+}
+
+}  // namespace moeprof

@@ -1,0 +1,26 @@
+// Rounding to nearest and subnormal numbers kept, whatever the thread was set to before.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace moeprof {
+
+class PlainFloats {
+  public:
+    PlainFloats(const PlainFloats&) = delete;
+    PlainFloats& operator=(const PlainFloats&) = delete;
+#if defined(__x86_64__)
+    PlainFloats() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+    ~PlainFloats() { _mm_setcsr(saved_); }
+
+  private:
+    const unsigned saved_;
+#else
+    PlainFloats() {}
+    ~PlainFloats() {}
+#endif
+};
+
+}  // namespace moeprof

@@ -1,0 +1,124 @@
+#include "workers.hpp"
+
+#include <chrono>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "plain_floats.hpp"
+
+namespace moeprof {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr unsigned kPausesPerLook = 64;  // between two looks at the clock
+constexpr auto kPatience = std::chrono::microseconds(200);
+
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+void pin(int core) {
+#if defined(__linux__)
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(static_cast<unsigned>(core), &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+#else
+    (void)core;
+#endif
+}
+
+}  // namespace
+
+Workers::Workers(unsigned num_threads, std::vector<int> cores, unsigned spin_us)
+    : num_threads_(num_threads), spin_us_(spin_us) {
+    for (unsigned worker = 1; worker < num_threads; ++worker) {
+        const int core = cores.empty() ? -1 : cores[worker % cores.size()];
+        threads_.emplace_back(&Workers::work, this, worker, core);
+    }
+}
+
+Workers::~Workers() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        stopping_ = true;
+        epoch_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+bool Workers::run(void (*task)(const void*, unsigned), const void* context) {
+    if (busy_.test_and_set(std::memory_order_acquire)) return false;
+    task_ = task;
+    context_ = context;
+    epoch_.fetch_add(1);
+    // Sequentially consistent with the worker's increment: one of the two sees the other's.
+    if (parked_.load() != 0) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+        }
+        wake_.notify_all();
+    }
+    task(context, 0);
+    barrier();
+    busy_.clear(std::memory_order_release);
+    return true;
+}
+
+void Workers::barrier() {
+    const std::uint64_t round = rounds_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads_) {
+        arrived_.store(0, std::memory_order_relaxed);
+        rounds_.store(round + 1, std::memory_order_release);
+        return;
+    }
+    unsigned pauses = 0;
+    Clock::time_point begun;
+    while (rounds_.load(std::memory_order_acquire) == round) {
+        pause();
+        if (++pauses % kPausesPerLook != 0) continue;
+        if (pauses == kPausesPerLook) begun = Clock::now();
+        // More threads than processors: let the one that is waited for run.
+        if (Clock::now() - begun > kPatience) std::this_thread::yield();
+    }
+}
+
+std::uint64_t Workers::next_task(std::uint64_t seen) {
+    const Clock::time_point parking = Clock::now() + std::chrono::microseconds(spin_us_);
+    for (unsigned pauses = 1;; ++pauses) {
+        const std::uint64_t epoch = epoch_.load(std::memory_order_acquire);
+        if (epoch != seen) return epoch;
+        pause();
+        if (pauses % kPausesPerLook == 0 && Clock::now() > parking) break;
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    parked_.fetch_add(1);
+    wake_.wait(lock, [&] { return epoch_.load() != seen; });
+    parked_.fetch_sub(1);
+    return epoch_.load();
+}
+
+void Workers::work(unsigned worker, int core) {
+    if (core >= 0) pin(core);
+    PlainFloats floats;
+    for (std::uint64_t seen = 0;;) {
+        seen = next_task(seen);
+        if (stopping_) return;
+        task_(context_, worker);
+        barrier();
+    }
+}
+
+}  // namespace moeprof
