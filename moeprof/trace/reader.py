@@ -106,7 +106,9 @@ class Trace:
         for name, known in cells.items():
             if not set(frame[name].unique()) <= set(known):
                 where = self.path / schema.COUNTS_FILE
-                raise TraceError(f"{where}: counts a {name} that trace.json does not have", _RECOUNT)
+                raise TraceError(
+                    f"{where}: counts a {name} that trace.json does not have", _RECOUNT
+                )
         row_of_layer = np.zeros(max(shape.moe_layers) + 1, np.int64)
         row_of_layer[list(shape.moe_layers)] = np.arange(shape.num_moe_layers)
         domain = pd.Categorical(frame["domain"], categories=list(self.domains)).codes
