@@ -9,6 +9,7 @@ that a forward on two cores takes a while, as a real one does.
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +112,11 @@ def measure_time(model: Qwen3MoeForCausalLM, repeats: int, folder: Path) -> list
     described = metadata(weights=True)
     engine = Engine(model, described.capture, described.shape)
     ratios = []
+    sequence = itertools.count()
     committed = [time.perf_counter()]
     with TraceWriter(folder / "timed", described) as writer:
         for index, batch in enumerate(batches(2 * repeats + 1, seed=1)):
             token_ids = torch.tensor([window.token_ids for window in batch])
-            documents = [Document(w.document, w.name, 0) for w in batch]
 
             def plain(token_ids: torch.Tensor = token_ids) -> None:
                 with torch.inference_mode():
@@ -127,9 +129,9 @@ def measure_time(model: Qwen3MoeForCausalLM, repeats: int, folder: Path) -> list
 
             def traced(
                 batch: list[Window] = batch,
-                documents: list[Document] = documents,
                 index: int = index,
             ) -> None:
+                documents = [Document(next(sequence), w.name, 0) for w in batch]
                 with engine:
                     block = engine.run(batch, [d.sequence for d in documents], index)
                 writer.append(block, documents)
@@ -191,7 +193,8 @@ def measure_size(model: Qwen3MoeForCausalLM, count: int, folder: Path) -> dict[s
         for index, batch in enumerate(batches(count, seed=2)):
             documents = [Document(w.document, w.name, 0) for w in batch]
             writer.append(engine.run(batch, [d.sequence for d in documents], index), documents)
-        writer.commit(writer.metadata.domains[0])
+        tokens = count * BATCH_SIZE * SEQUENCE_LENGTH
+        writer.commit(replace(writer.metadata.domains[0], tokens=(tokens, 0)))
     return bytes_against_entropy(open_trace(folder / "sized"))
 
 
