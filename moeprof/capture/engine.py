@@ -121,11 +121,9 @@ class Engine:
     def _generation_config(self) -> object:
         from transformers import GenerationConfig
 
-        own = getattr(self.model, "generation_config", None)
-        end = getattr(own, "eos_token_id", None)
-        pad = getattr(own, "pad_token_id", None)
+        pad = getattr(getattr(self.model, "generation_config", None), "pad_token_id", None)
         if pad is None:
-            pad = end[0] if isinstance(end, list) else end if end is not None else 0
+            pad = self._end_tokens[0] if self._end_tokens else 0
         sampled = self.settings.temperature > 0
         return GenerationConfig(
             # The last token is never fed, so one more than is recorded.
@@ -135,10 +133,17 @@ class Engine:
             top_k=0,
             top_p=1.0,
             num_beams=1,
-            eos_token_id=end,
+            eos_token_id=self._end_tokens or None,
             pad_token_id=pad,
             disable_compile=True,
         )
+
+    @property
+    def _end_tokens(self) -> list[int]:
+        end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        if end is None:
+            return []
+        return list(end) if isinstance(end, list) else [end]
 
     def _rng_devices(self) -> list[torch.device]:
         return [self._device] if self._device.type == "cuda" else []
@@ -172,10 +177,8 @@ class Engine:
 
     def _alive(self, generated: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[B, steps] bool: the token was fed before its sequence ended."""
-        own = getattr(self.model, "generation_config", None)
-        end = getattr(own, "eos_token_id", None)
-        ends = np.atleast_1d(np.array([] if end is None else end, np.int64))
-        alive: NDArray[np.bool_] = ~np.logical_or.accumulate(np.isin(generated, ends), axis=1)
+        ended = np.isin(generated, np.array(self._end_tokens, np.int64))
+        alive: NDArray[np.bool_] = ~np.logical_or.accumulate(ended, axis=1)
         return alive
 
     def _to_host(

@@ -53,6 +53,3 @@ def main(args: Sequence[str] | None = None) -> None:
         if error.hint:
             typer.echo(f"hint: {error.hint}", err=True)
         raise SystemExit(1) from error
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted", err=True)
-        raise SystemExit(130) from error

@@ -271,7 +271,7 @@ def prepare(output: Path, work: Path, seed: int) -> tuple[PreTrainedTokenizerFas
         The tokenizer, and the folder with `DOMAIN.npy` (uint16 token ids) for each domain.
     """
     prepared = work / "prepared"
-    if not (prepared / "done").is_file():
+    if not (prepared / "done").is_file() or not (output / "texts").is_dir():
         corpus = gather(work.resolve())
         write_texts(corpus.bundled, output / "texts", work.resolve())
         tokenizer = train_tokenizer(corpus.training, seed)
