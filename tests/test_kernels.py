@@ -16,7 +16,7 @@ from moeprof.native.cores import physical_cores
 
 FORMATS = tuple(reference.BLOCK_BYTES)
 PATHS = native.paths()
-UNITS = ("silu", "gelu_tanh", "clamped")
+UNITS = ("silu", "gelu_tanh", "clamped", "clamped_silu")
 
 
 def make_rows(seed: int, *shape: int) -> np.ndarray:

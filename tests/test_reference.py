@@ -229,7 +229,13 @@ def test_gated_units_are_close_to_their_formulas() -> None:
     gelu = 0.5 * g * (1 + np.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)))
     cut, side = np.minimum(g, 7.0), np.clip(u, -7.0, 7.0)
     clamped = (side + 1) * cut / (1 + np.exp(-1.702 * cut))
-    for kind, true in (("silu", silu * u), ("gelu_tanh", gelu * u), ("clamped", clamped)):
+    clamped_silu = cut / (1 + np.exp(-cut)) * side
+    for kind, true in (
+        ("silu", silu * u),
+        ("gelu_tanh", gelu * u),
+        ("clamped", clamped),
+        ("clamped_silu", clamped_silu),
+    ):
         got = GatedUnit(kind)(gate, up)
         np.testing.assert_allclose(got, true, rtol=2e-6, atol=1e-6)
 

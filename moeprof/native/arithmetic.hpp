@@ -17,12 +17,12 @@
 
 namespace moeprof {
 
-enum class UnitKind { kSilu, kGeluTanh, kClamped };
+enum class UnitKind { kSilu, kGeluTanh, kClamped, kClampedSilu };
 
 struct GatedUnit {
     UnitKind kind = UnitKind::kSilu;
-    float alpha = 0.0f;  // the two matter to kClamped only
-    float limit = 0.0f;
+    float alpha = 0.0f;  // of kClamped
+    float limit = 0.0f;  // of kClamped and kClampedSilu
 };
 
 namespace {
@@ -72,6 +72,13 @@ MOEPROF_SHARED float clamped(float gate, float up, float alpha, float limit) {
     up = up > limit ? limit : up;
     up = up < -limit ? -limit : up;
     return (up + 1.0f) * (gate / (1.0f + exponential(-(gate * alpha))));
+}
+
+MOEPROF_SHARED float clamped_silu(float gate, float up, float limit) {
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up;
+    up = up < -limit ? -limit : up;
+    return silu(gate) * up;
 }
 
 MOEPROF_SHARED float round_to_bf16(float value) {

@@ -48,7 +48,8 @@ UnitKind unit_of(const std::string& name) {
     if (name == "silu") return UnitKind::kSilu;
     if (name == "gelu_tanh") return UnitKind::kGeluTanh;
     if (name == "clamped") return UnitKind::kClamped;
-    refuse("gated unit: '" + name + "', expected one of silu, gelu_tanh, clamped");
+    if (name == "clamped_silu") return UnitKind::kClampedSilu;
+    refuse("gated unit: '" + name + "', expected one of silu, gelu_tanh, clamped, clamped_silu");
 }
 
 std::vector<std::string> paths() {

@@ -93,6 +93,11 @@ inline void unit_block(const GatedUnit& unit, const float* gate, const float* up
                 values[i] = clamped(gate[i], up[i], unit.alpha, unit.limit);
             }
             return;
+        case UnitKind::kClampedSilu:
+            for (std::size_t i = 0; i < kBlockSize; ++i) {
+                values[i] = clamped_silu(gate[i], up[i], unit.limit);
+            }
+            return;
     }
 }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-UNIT_KINDS = ("silu", "gelu_tanh", "clamped")
+UNIT_KINDS = ("silu", "gelu_tanh", "clamped", "clamped_silu")
 
 _LOG2_E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(0.693359375)  # 9 bits: its product with an exponent is exact
@@ -33,7 +33,8 @@ class GatedUnit:
     - `silu`: `silu(gate) * up`;
     - `gelu_tanh`: `gelu_tanh(gate) * up`;
     - `clamped`, gpt-oss's: g = min(gate, limit), u = max(-limit, min(up, limit)),
-      (u + 1) * (g / (1 + exp(-(g * alpha)))).
+      (u + 1) * (g / (1 + exp(-(g * alpha))));
+    - `clamped_silu`: `silu(g) * u` with the same g and u.
     """
 
     kind: str = "silu"
@@ -56,6 +57,8 @@ class GatedUnit:
             gate = np.where(gate > limit, limit, gate)
             up = np.where(up > limit, limit, up)
             up = np.where(up < -limit, -limit, up)
+            if self.kind == "clamped_silu":
+                return silu(gate) * up
             return (up + np.float32(1)) * (gate / _one_plus_exponential(-(gate * alpha)))
 
 
