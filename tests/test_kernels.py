@@ -9,51 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import FORMATS, PATHS, assert_same_bits, make_expert, make_rows, on_a_line
 
 from moeprof import native
 from moeprof.native import NO_EXPERT, ExpertLayer, Workers, reference
 from moeprof.native.cores import physical_cores
 
-FORMATS = tuple(reference.BLOCK_BYTES)
-PATHS = native.paths()
 UNITS = ("silu", "gelu_tanh", "clamped", "clamped_silu")
-
-
-def make_rows(seed: int, *shape: int) -> np.ndarray:
-    """Values whose size differs from block to block, some blocks 0."""
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal(shape).astype(np.float32)
-    blocks = rows.reshape(*shape[:-1], shape[-1] // 32, 32)
-    blocks *= np.exp2(rng.integers(-6, 4, (*blocks.shape[:-1], 1)), dtype=np.float32)
-    blocks *= rng.random((*blocks.shape[:-1], 1)) > 0.05
-    return rows
-
-
-def make_expert(seed: int, hidden_size: int, width: int, weight_format: str, biases: bool = False):
-    def stored(offset: int, *shape: int) -> np.ndarray:
-        return reference.quantize(make_rows(seed * 8 + offset, *shape) * 0.1, weight_format)
-
-    rng = np.random.default_rng(seed)
-    given = [rng.standard_normal(n).astype(np.float32) for n in (width, width, hidden_size)]
-    return reference.ExpertWeights(
-        stored(0, width, hidden_size),
-        stored(1, width, hidden_size),
-        stored(2, hidden_size, width),
-        weight_format,
-        *(given if biases else (None, None, None)),
-    )
-
-
-def on_a_line(packed: np.ndarray) -> np.ndarray:
-    memory = np.zeros(packed.size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    memory[start : start + packed.size] = packed
-    return memory[start : start + packed.size]
-
-
-def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
-    assert got.dtype == expected.dtype == np.float32
-    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
 def test_both_languages_mean_the_same_by_no_expert() -> None:

@@ -3,6 +3,7 @@
 from moeprof.native._core import (
     NO_EXPERT,
     ExpertLayer,
+    HostMemory,
     Workers,
     count_assignments,
     expert_bytes,
@@ -11,12 +12,14 @@ from moeprof.native._core import (
     pack_rows,
     paths,
     project,
+    quantize_expert,
     unpack_rows,
 )
 
 __all__ = [
     "NO_EXPERT",
     "ExpertLayer",
+    "HostMemory",
     "Workers",
     "count_assignments",
     "expert_bytes",
@@ -25,5 +28,6 @@ __all__ = [
     "pack_rows",
     "paths",
     "project",
+    "quantize_expert",
     "unpack_rows",
 ]

@@ -37,6 +37,29 @@ def gated_unit(
     limit: float = 7.0,
     path: str | None = None,
 ) -> NDArray[np.float32]: ...
+def quantize_expert(
+    gate: int,
+    up: int,
+    down: int,
+    value_type: str,
+    hidden_size: int,
+    width: int,
+    weight_format: str,
+    packed: NDArray[np.uint8],
+    workers: Workers,
+    biases: tuple[int, int, int] | None = None,
+    path: str | None = None,
+) -> None: ...
+
+class HostMemory:
+    def __init__(self, num_bytes: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def huge_bytes(self) -> int: ...
+    def array(self) -> NDArray[np.uint8]: ...
 
 class Workers:
     def __init__(self, num_threads: int, cores: list[int] = ..., spin_us: int = 200) -> None: ...
@@ -68,5 +91,36 @@ class ExpertLayer:
         weights: NDArray[np.float32],
         outputs: NDArray[np.float32],
         sums: NDArray[np.float32],
+    ) -> None: ...
+    def prefill(
+        self,
+        workers: Workers,
+        rows: NDArray[np.float32],
+        ids: NDArray[np.uint16],
+        weights: NDArray[np.float32],
+        outputs: NDArray[np.float32],
+        sums: NDArray[np.float32],
+    ) -> None: ...
+    def prefill_slots(
+        self,
+        workers: Workers,
+        hidden: int,
+        hidden_type: str,
+        ids: int,
+        num_tokens: int,
+        outputs: int,
+    ) -> None: ...
+    def forward(
+        self,
+        workers: Workers,
+        hidden: int,
+        hidden_type: str,
+        ids: int,
+        weights: int,
+        weights_type: str,
+        num_tokens: int,
+        output: int,
+        assignments: int = 0,
+        reads: int = 0,
     ) -> None: ...
     def xor_experts(self, workers: Workers, ids: NDArray[np.uint16]) -> int: ...

@@ -6,6 +6,7 @@
 // must not choose one of them for all.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -18,6 +19,11 @@
 namespace moeprof {
 
 enum class UnitKind { kSilu, kGeluTanh, kClamped, kClampedSilu };
+
+// How numbers are given and taken; all arithmetic is in float32.
+enum class FloatType { kFloat32, kBfloat16, kFloat16 };
+
+constexpr std::size_t float_bytes(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
 
 struct GatedUnit {
     UnitKind kind = UnitKind::kSilu;
@@ -87,12 +93,37 @@ MOEPROF_SHARED float round_to_bf16(float value) {
 }
 
 MOEPROF_SHARED float half_value(std::uint16_t half) {
-    const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
     const std::uint32_t magnitude = half & 0x7FFFu;
-    if (magnitude >= 0x7C00u) return float_of(sign | kInfinityBits | ((magnitude & 0x3FFu) << 13));
-    if (magnitude >= 0x0400u) return float_of(sign | ((magnitude << 13) + (112u << 23)));
-    const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // 2^-24
-    return sign ? -subnormal : subnormal;
+    // 2^112 moves the exponent from float16's bias to float32's; subnormal halves included.
+    std::uint32_t bits = bits_of(float_of(magnitude << 13) * 5.192296858534828e33f);
+    bits |= magnitude >= 0x7C00u ? kInfinityBits : 0u;
+    return float_of(bits | (half & 0x8000u) << 16);
+}
+
+// Nearest float16, half to even; a NaN stays one.
+MOEPROF_SHARED std::uint16_t half_of(float value) {
+    const std::uint32_t bits = bits_of(value);
+    const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
+    // In [0.5, 1) a float's last place is 2^-24, the unit of subnormal halves.
+    const std::uint32_t small = bits_of(float_of(magnitude) + 0.5f) - 0x3F000000u;
+    const std::uint32_t normal =
+        (magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+    std::uint32_t half = magnitude < 0x38800000u ? small : normal;
+    half = magnitude >= 0x477FF000u ? 0x7C00u : half;
+    half = magnitude > kInfinityBits ? 0x7E00u : half;
+    return static_cast<std::uint16_t>(half | (bits >> 16 & 0x8000u));
+}
+
+MOEPROF_SHARED float bf16_value(std::uint16_t upper) {
+    return float_of(static_cast<std::uint32_t>(upper) << 16);
+}
+
+// Nearest bf16, half to even; a NaN stays one.
+MOEPROF_SHARED std::uint16_t bf16_of(float value) {
+    const std::uint32_t bits = bits_of(value);
+    const bool is_nan = (bits & 0x7FFFFFFFu) > kInfinityBits;
+    return static_cast<std::uint16_t>((is_nan ? bits | 0x400000u : bits_of(round_to_bf16(value))) >>
+                                      16);
 }
 
 // The sum of eight accumulators in the one order there is.

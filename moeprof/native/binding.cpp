@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "binding_experts.hpp"
+#include "binding_parts.hpp"
 #include "counting.hpp"
 
 namespace nb = nanobind;
@@ -68,5 +68,7 @@ NB_MODULE(_core, m) {
     m.def("count_assignments", &count_assignments, nb::arg("experts").noconvert(),
           nb::arg("groups").noconvert(), nb::arg("num_groups"), nb::arg("num_experts"),
           "Assignments per document group and expert, [num_groups, num_experts] int64.");
-    moeprof::bind_experts(m);
+    moeprof::bind_kernels(m);
+    moeprof::bind_layer(m);
+    moeprof::bind_loading(m);
 }

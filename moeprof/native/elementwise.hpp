@@ -101,5 +101,137 @@ inline void unit_block(const GatedUnit& unit, const float* gate, const float* up
     }
 }
 
+using DotQuad = void (*)(const std::uint8_t* quad, std::size_t row_size,
+                         const std::uint8_t* const* ready, std::size_t num_tokens, float* sums);
+
+// ManyTokens::project by dots of one quad after the other, each read once and then kept in the
+// first-level cache while the tokens pass.
+template <Format kFormat, DotQuad kDotQuad>
+void project_quads(const std::uint8_t* quads, std::size_t num_matrices, std::size_t row_size,
+                   const std::uint8_t* ready, std::size_t num_tokens,
+                   float (*sums)[kTile][kBlockSize], std::uint8_t*) {
+    const std::uint8_t* rows[kTile];
+    float quad_sums[kTile * kQuad];
+    for (std::size_t t = 0; t < num_tokens; ++t) {
+        rows[t] = ready + t * ready_bytes(kFormat, row_size);
+    }
+    for (std::size_t at = 0; at < kBlockSize; at += kQuad) {
+        for (std::size_t m = 0; m < num_matrices; ++m, quads += quad_bytes(kFormat, row_size)) {
+            kDotQuad(quads, row_size, rows, num_tokens, quad_sums);
+            for (std::size_t t = 0; t < num_tokens; ++t) {
+                std::memcpy(sums[m][t] + at, quad_sums + t * kQuad, kQuad * sizeof(float));
+            }
+        }
+    }
+}
+
+inline std::size_t no_scratch(Format, std::size_t) { return 0; }
+
+inline void widen(FloatType type, const void* from, std::size_t size, float* to) {
+    const auto* halves = static_cast<const std::uint16_t*>(from);
+    switch (type) {
+        case FloatType::kFloat32:
+            std::memcpy(to, from, size * sizeof(float));
+            return;
+        case FloatType::kBfloat16:
+            for (std::size_t i = 0; i < size; ++i) to[i] = bf16_value(halves[i]);
+            return;
+        case FloatType::kFloat16:
+            for (std::size_t i = 0; i < size; ++i) to[i] = half_value(halves[i]);
+            return;
+    }
+}
+
+inline void narrow(FloatType type, const float* from, std::size_t size, void* to) {
+    auto* halves = static_cast<std::uint16_t*>(to);
+    switch (type) {
+        case FloatType::kFloat32:
+            std::memcpy(to, from, size * sizeof(float));
+            return;
+        case FloatType::kBfloat16:
+            for (std::size_t i = 0; i < size; ++i) halves[i] = bf16_of(from[i]);
+            return;
+        case FloatType::kFloat16:
+            for (std::size_t i = 0; i < size; ++i) halves[i] = half_of(from[i]);
+            return;
+    }
+}
+
+// Quantisation of weights; the definition is quantize in reference/formats.py.
+
+constexpr float kLargestScale = 65519.99f;  // the next values round to infinity in float16
+
+inline float magnitude_of(float value) { return float_of(bits_of(value) & 0x7FFFFFFFu); }
+
+inline bool all_finite(const float* values) {
+    std::uint32_t largest = 0;
+    for (std::size_t i = 0; i < kBlockSize; ++i) {
+        const std::uint32_t magnitude = bits_of(values[i]) & 0x7FFFFFFFu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest < kInfinityBits;
+}
+
+inline float inverse_of(float scale) {
+    const float inverse = 1.0f / scale;
+    return (bits_of(inverse) & 0x7FFFFFFFu) >= kInfinityBits ? 0.0f : inverse;
+}
+
+inline WeightFault store_scale(float scale, std::uint8_t* stored) {
+    const std::uint16_t half = half_of(scale);
+    std::memcpy(stored, &half, sizeof half);
+    return magnitude_of(scale) > kLargestScale ? WeightFault::kScaleOverflow : WeightFault::kNone;
+}
+
+inline WeightFault quantize_q8_0(const float* values, std::uint8_t* stored) {
+    if (!all_finite(values)) return WeightFault::kNotFinite;
+    float largest = 0.0f;
+    for (std::size_t i = 0; i < kBlockSize; ++i) {
+        const float magnitude = magnitude_of(values[i]);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    const float scale = largest / 127.0f;
+    const float inverse = inverse_of(scale);
+    for (std::size_t i = 0; i < kBlockSize; ++i) {
+        const float scaled = values[i] * inverse;
+        const float magnitude = magnitude_of(scaled);
+        std::int32_t quant = static_cast<std::int32_t>(magnitude);
+        quant += magnitude - static_cast<float>(quant) >= 0.5f ? 1 : 0;
+        stored[kScaleBytes + i] = static_cast<std::uint8_t>(scaled < 0.0f ? -quant : quant);
+    }
+    return store_scale(scale, stored);
+}
+
+inline WeightFault quantize_q4_0(const float* values, std::uint8_t* stored) {
+    if (!all_finite(values)) return WeightFault::kNotFinite;
+    float largest = values[0];  // of largest magnitude, the first of equals
+    for (std::size_t i = 1; i < kBlockSize; ++i) {
+        largest = magnitude_of(values[i]) > magnitude_of(largest) ? values[i] : largest;
+    }
+    const float scale = largest / -8.0f;
+    const float inverse = inverse_of(scale);
+    std::int32_t nibbles[kBlockSize];
+    for (std::size_t i = 0; i < kBlockSize; ++i) {
+        const std::int32_t nibble = static_cast<std::int32_t>(values[i] * inverse + 8.5f);
+        nibbles[i] = nibble > 15 ? 15 : nibble;
+    }
+    for (std::size_t i = 0; i < kBlockSize / 2; ++i) {
+        stored[kScaleBytes + i] =
+            static_cast<std::uint8_t>(nibbles[i] | nibbles[i + kBlockSize / 2] << 4);
+    }
+    return store_scale(scale, stored);
+}
+
+inline WeightFault quantize_bf16(const float* values, std::uint8_t* stored) {
+    if (!all_finite(values)) return WeightFault::kNotFinite;
+    float rounded[kBlockSize];
+    for (std::size_t i = 0; i < kBlockSize; ++i) {
+        const std::uint16_t half = bf16_of(values[i]);
+        rounded[i] = bf16_value(half);
+        std::memcpy(stored + 2 * i, &half, sizeof half);
+    }
+    return all_finite(rounded) ? WeightFault::kNone : WeightFault::kValueOverflow;
+}
+
 }  // namespace
 }  // namespace moeprof

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
 #include "plain_floats.hpp"
 
@@ -28,26 +27,6 @@ void add_bias(const float* bias, float* values) {
 
 }  // namespace
 
-void AlignedDelete::operator()(std::uint8_t* memory) const {
-    ::operator delete[](memory, std::align_val_t{kLine});
-}
-
-AlignedBytes aligned_bytes(std::size_t size) {
-    AlignedBytes bytes(static_cast<std::uint8_t*>(::operator new[](size, std::align_val_t{kLine})));
-    std::memset(bytes.get(), 0, size);
-    return bytes;
-}
-
-struct ExpertLayer::Call {
-    ExpertLayer& layer;
-    Workers& workers;
-    const std::uint16_t* ids;
-    const float* weights;
-    std::size_t num_tokens;
-    float* outputs;
-    float* sums;
-};
-
 struct ExpertLayer::Reading {
     ExpertLayer& layer;
     mutable std::atomic<std::uint64_t> words;
@@ -69,9 +48,11 @@ ExpertLayer::ExpertLayer(const LayerShape& shape, const Path& path)
 DecodeFault ExpertLayer::decode(Workers& workers, const float* rows, const std::uint16_t* ids,
                                 const float* weights, std::size_t num_tokens, float* outputs,
                                 float* sums) {
-    if (!enter()) return DecodeFault::kBusy;
+    const Held layer(busy_);
+    const Held pool = workers.hold();
+    if (!layer || !pool) return DecodeFault::kBusy;
     PlainFloats floats;
-    return leave(run(workers, {*this, workers, ids, weights, num_tokens, outputs, sums}, rows));
+    return run(workers, {*this, workers, ids, weights, num_tokens, outputs, sums}, rows);
 }
 
 DecodeFault ExpertLayer::run(Workers& workers, const Call& call, const float* rows) {
@@ -94,7 +75,7 @@ DecodeFault ExpertLayer::run(Workers& workers, const Call& call, const float* ro
         const Call& given = *static_cast<const Call*>(context);
         given.layer.work(given);
     };
-    if (!workers.run(task, &call)) return DecodeFault::kBusy;
+    workers.run(task, &call);
     return not_finite_.load(std::memory_order_relaxed) ? DecodeFault::kNotFinite
                                                        : DecodeFault::kNone;
 }
@@ -165,19 +146,21 @@ void ExpertLayer::work(const Call& call) {
 
 DecodeFault ExpertLayer::xor_experts(Workers& workers, const std::uint16_t* ids,
                                      std::uint64_t* words) {
-    if (!enter()) return DecodeFault::kBusy;
+    const Held layer(busy_);
+    const Held pool = workers.hold();
+    if (!layer || !pool) return DecodeFault::kBusy;
     const DecodeFault fault = gather(ids, 1);
     forget(ids);
-    if (fault != DecodeFault::kNone) return leave(fault);
+    if (fault != DecodeFault::kNone) return fault;
     next_gate_up_.store(0, std::memory_order_relaxed);
     const Reading reading{*this, {0}};
     const auto task = [](const void* context, unsigned) {
         const Reading& given = *static_cast<const Reading*>(context);
         given.layer.read(given);
     };
-    if (!workers.run(task, &reading)) return leave(DecodeFault::kBusy);
+    workers.run(task, &reading);
     *words = reading.words.load();
-    return leave(DecodeFault::kNone);
+    return DecodeFault::kNone;
 }
 
 void ExpertLayer::read(const Reading& reading) {

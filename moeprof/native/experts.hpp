@@ -1,4 +1,4 @@
-// Decoding one layer of experts on the CPU; the definition is decode_layer in reference/experts.py.
+// One layer of experts on the CPU; the definition is decode_layer in reference/experts.py.
 #pragma once
 
 #include <atomic>
@@ -7,7 +7,9 @@
 #include <memory>
 #include <vector>
 
+#include "aligned.hpp"
 #include "counting.hpp"
+#include "layer_shape.hpp"
 #include "paths.hpp"
 #include "workers.hpp"
 
@@ -15,27 +17,24 @@ namespace moeprof {
 
 constexpr std::size_t kMaxTokens = 8;  // of one decode
 
-struct LayerShape {
-    std::size_t hidden_size = 0;  // both sizes are multiples of 32
-    std::size_t width = 0;
-    std::size_t num_experts = 0;
-    std::size_t top_k = 0;
-    Format format = Format::kQ8_0;
-    bool has_biases = false;
-    GatedUnit unit;
-};
-
 constexpr std::size_t kPieceBytes = 128 * 1024;
 
-enum class DecodeFault { kNone, kUnknownExpert, kRepeatedExpert, kNotFinite, kBusy };
-
-struct AlignedDelete {
-    void operator()(std::uint8_t* memory) const;
+// What `forward` is given. hidden [num_tokens, hidden_size] and weights [num_tokens, top_k] of
+// their types, ids [num_tokens, top_k]: an id outside [0, num_experts) and a weight of 0 mean no
+// expert. output [num_tokens, hidden_size] of the hidden type, rounded half to even from the
+// float32 sum. assignments and reads [num_experts], or null: the slots of each expert, and 1 for
+// each expert used, are added.
+struct Routed {
+    const void* hidden = nullptr;
+    FloatType hidden_type = FloatType::kFloat32;
+    const std::int64_t* ids = nullptr;
+    const void* weights = nullptr;
+    FloatType weights_type = FloatType::kFloat32;
+    std::size_t num_tokens = 0;
+    void* output = nullptr;
+    std::int64_t* assignments = nullptr;
+    std::int64_t* reads = nullptr;
 };
-using AlignedBytes = std::unique_ptr<std::uint8_t[], AlignedDelete>;
-
-// `size` zero bytes that begin on a cache line.
-AlignedBytes aligned_bytes(std::size_t size);
 
 class ExpertLayer {
   public:
@@ -61,6 +60,13 @@ class ExpertLayer {
     DecodeFault decode(Workers& workers, const float* rows, const std::uint16_t* ids,
                        const float* weights, std::size_t num_tokens, float* outputs, float* sums);
 
+    // The same for any number of tokens, in passes of some thousand slots (prefill.hpp). `outputs`
+    // or `sums` may be null; without sums, outputs of kNoExpert stay as they are.
+    DecodeFault prefill(Workers& workers, const Tokens& tokens, const Results& results);
+
+    // What a model's layer is given and wants: few tokens by decode, more by prefill.
+    DecodeFault forward(Workers& workers, const Routed& routed);
+
     // XOR of the 64-bit words of one row's experts: the plain read of the bytes that `decode` of
     // that row reads, by the same workers, in pieces of `kPieceBytes`. ids [top_k].
     DecodeFault xor_experts(Workers& workers, const std::uint16_t* ids, std::uint64_t* words);
@@ -73,16 +79,19 @@ class ExpertLayer {
         const std::uint8_t* rows[kMaxTokens];
         std::uint8_t* hidden[kMaxTokens];
     };
-    struct Call;  // the arguments of one decode
+    struct Call {  // the arguments of one decode
+        ExpertLayer& layer;
+        Workers& workers;
+        const std::uint16_t* ids;
+        const float* weights;
+        std::size_t num_tokens;
+        float* outputs;
+        float* sums;
+    };
     struct Reading;
 
     DecodeFault gather(const std::uint16_t* ids, std::size_t num_tokens);
     bool ready_rows(const float* rows, std::size_t num_tokens);
-    bool enter() { return !busy_.test_and_set(std::memory_order_acquire); }
-    DecodeFault leave(DecodeFault fault) {
-        busy_.clear(std::memory_order_release);
-        return fault;
-    }
     DecodeFault run(Workers& workers, const Call& call, const float* rows);
     void forget(const std::uint16_t* ids);
     void work(const Call& call);

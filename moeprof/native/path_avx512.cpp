@@ -179,8 +179,23 @@ void dot_quad(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t
 }  // namespace
 
 const Path kAvx512Path = {
-    "avx512_vnni", {quantize_block, quantize_block, round_block},
-    unit_block,    {dot_quad<Format::kQ8_0>, dot_quad<Format::kQ4_0>, dot_quad<Format::kBf16>},
+    "avx512_vnni",
+    {quantize_block, quantize_block, round_block},
+    unit_block,
+    {dot_quad<Format::kQ8_0>, dot_quad<Format::kQ4_0>, dot_quad<Format::kBf16>},
+    {
+        ready_bytes,
+        {quantize_block, quantize_block, round_block},
+        no_scratch,
+        {
+            project_quads<Format::kQ8_0, dot_quad<Format::kQ8_0>>,
+            project_quads<Format::kQ4_0, dot_quad<Format::kQ4_0>>,
+            project_quads<Format::kBf16, dot_quad<Format::kBf16>>,
+        },
+    },
+    widen,
+    narrow,
+    {quantize_q8_0, quantize_q4_0, quantize_bf16},
     xor_words,
 };
 

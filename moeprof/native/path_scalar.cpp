@@ -76,8 +76,23 @@ void dot_quad_bf16(const std::uint8_t* quad, std::size_t row_size, const std::ui
 }  // namespace
 
 const Path kScalarPath = {
-    "scalar",   {quantize_block, quantize_block, round_block},
-    unit_block, {dot_quad<Format::kQ8_0>, dot_quad<Format::kQ4_0>, dot_quad_bf16},
+    "scalar",
+    {quantize_block, quantize_block, round_block},
+    unit_block,
+    {dot_quad<Format::kQ8_0>, dot_quad<Format::kQ4_0>, dot_quad_bf16},
+    {
+        ready_bytes,
+        {quantize_block, quantize_block, round_block},
+        no_scratch,
+        {
+            project_quads<Format::kQ8_0, dot_quad<Format::kQ8_0>>,
+            project_quads<Format::kQ4_0, dot_quad<Format::kQ4_0>>,
+            project_quads<Format::kBf16, dot_quad_bf16>,
+        },
+    },
+    widen,
+    narrow,
+    {quantize_q8_0, quantize_q4_0, quantize_bf16},
     xor_words,
 };
 

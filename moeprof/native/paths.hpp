@@ -9,6 +9,8 @@
 
 namespace moeprof {
 
+constexpr std::size_t kTile = 64;  // most tokens of one ManyTokens::project
+
 // Eight blocks of one quantised activation row, in the order in which packed weights are read.
 struct alignas(kLine) ActivationGroup {
     std::int8_t words[8][kGroup][4];    // word k of block j: values 4 k to 4 k + 3
@@ -21,6 +23,27 @@ constexpr std::size_t ready_bytes(Format format, std::size_t row_size) {
     if (format == Format::kBf16) return padded(row_size * sizeof(float));
     return (row_size / kBlockSize + kGroup - 1) / kGroup * sizeof(ActivationGroup);
 }
+
+enum class WeightFault { kNone, kNotFinite, kScaleOverflow, kValueOverflow };
+
+// What many tokens need; rows may stand in an order of their own.
+struct ManyTokens {
+    // Bytes of one activation row made ready, a multiple of 32.
+    std::size_t (*row_bytes)(Format format, std::size_t row_size);
+
+    // As Path::ready_block.
+    bool (*ready_block[3])(const float* values, std::size_t block, std::uint8_t* ready);
+
+    // Bytes that `project` works in, on a cache line.
+    std::size_t (*scratch_bytes)(Format format, std::size_t row_size);
+
+    // Rows of one or two matrices whose quads alternate (gate and up; down): sums[m][t][r] = row r
+    // of the next 32 of matrix m times activation row t. The activation rows, 1 to kTile, lie
+    // row_bytes apart. Reads the 8 * num_matrices quads once from memory. Indexed by Format.
+    void (*project[3])(const std::uint8_t* quads, std::size_t num_matrices, std::size_t row_size,
+                       const std::uint8_t* ready, std::size_t num_tokens,
+                       float (*sums)[kTile][kBlockSize], std::uint8_t* scratch);
+};
 
 struct Path {
     const char* name;
@@ -35,6 +58,15 @@ struct Path {
     // and ready_bytes per token from the first-level cache; bound by memory. Indexed by Format.
     void (*dot_quad[3])(const std::uint8_t* quad, std::size_t row_size,
                         const std::uint8_t* const* ready, std::size_t num_tokens, float* sums);
+
+    ManyTokens many;
+
+    // Numbers to and from float32; the second rounds half to even.
+    void (*widen)(FloatType type, const void* from, std::size_t size, float* to);
+    void (*narrow)(FloatType type, const float* from, std::size_t size, void* to);
+
+    // A stored block of 32 weights. Indexed by Format.
+    WeightFault (*quantize_weights[3])(const float* values, std::uint8_t* stored);
 
     // XOR of 64-bit words, a last one filled up with zeros: a plain read of memory.
     std::uint64_t (*xor_words)(const std::uint8_t* bytes, std::size_t size);

@@ -59,8 +59,7 @@ Workers::~Workers() {
     for (std::thread& thread : threads_) thread.join();
 }
 
-bool Workers::run(void (*task)(const void*, unsigned), const void* context) {
-    if (busy_.test_and_set(std::memory_order_acquire)) return false;
+void Workers::run(void (*task)(const void*, unsigned), const void* context) {
     task_ = task;
     context_ = context;
     epoch_.fetch_add(1);
@@ -73,8 +72,14 @@ bool Workers::run(void (*task)(const void*, unsigned), const void* context) {
     }
     task(context, 0);
     barrier();
-    busy_.clear(std::memory_order_release);
-    return true;
+}
+
+std::uint8_t* Workers::scratch(std::size_t num_bytes) {
+    if (!scratch_ || scratch_->num_bytes() < num_bytes) {
+        scratch_.reset();
+        scratch_ = std::make_unique<HostMemory>(num_bytes);
+    }
+    return scratch_->data();
 }
 
 void Workers::barrier() {

@@ -5,9 +5,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "held.hpp"
+#include "host_memory.hpp"
 
 namespace moeprof {
 
@@ -23,9 +27,15 @@ class Workers {
 
     unsigned num_threads() const { return num_threads_; }
 
-    // Runs task(context, worker) on every worker and returns when all have finished. False, with
-    // nothing done, if another thread is inside `run`.
-    bool run(void (*task)(const void* context, unsigned worker), const void* context);
+    // The pool and its scratch memory for this thread alone; `run` and `scratch` need it.
+    Held hold() { return Held(busy_); }
+
+    // Runs task(context, worker) on every worker and returns when all have finished.
+    void run(void (*task)(const void* context, unsigned worker), const void* context);
+
+    // Memory that outlives calls, so that they need no allocation: at least `num_bytes`, on a
+    // 2 MiB boundary, grown where it is smaller (what it held is lost then).
+    std::uint8_t* scratch(std::size_t num_bytes);
 
     // Waits, inside a task, until every worker has arrived.
     void barrier();
@@ -39,6 +49,7 @@ class Workers {
     void (*task_)(const void*, unsigned) = nullptr;
     const void* context_ = nullptr;
     bool stopping_ = false;
+    std::unique_ptr<HostMemory> scratch_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     alignas(64) std::atomic<std::uint64_t> epoch_{0};  // counts tasks
     alignas(64) std::atomic<unsigned> arrived_{0};

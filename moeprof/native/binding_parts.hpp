@@ -1,0 +1,12 @@
+// The parts of the binding, one file each.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace moeprof {
+
+void bind_kernels(nanobind::module_& m);  // packing and single operations
+void bind_layer(nanobind::module_& m);    // the workers and a layer of experts
+void bind_loading(nanobind::module_& m);  // memory, and weights that come to lie in it
+
+}  // namespace moeprof
