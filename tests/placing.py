@@ -29,6 +29,7 @@ def make_placement(
     checkpoint: Checkpoint,
     tier_of: np.ndarray | None = None,
     predicted: Prediction | None = None,
+    weight_format: str = AS_STORED,
 ) -> Placement:
     """A valid placement of a checkpoint with the given tier of each cell."""
     shape = checkpoint.shape
@@ -39,7 +40,7 @@ def make_placement(
             layer=layer,
             expert_bytes=size,
             tiers=tuple(Tier(int(tier)) for tier in row),
-            formats=(AS_STORED,) * shape.num_experts,
+            formats=(weight_format,) * shape.num_experts,
         )
         for layer, size, row in zip(shape.moe_layers, shape.expert_bytes, tier_of, strict=True)
     )

@@ -34,6 +34,7 @@ def make_facts(
         name=changes.get("name", "model"),
         fingerprint=changes.get("fingerprint", "fingerprint"),
         shape=shape,
+        expert_bytes=shape.expert_bytes,
         kv_cache_bytes=kv_cache_bytes,
         workspace_bytes=workspace_bytes,
     )

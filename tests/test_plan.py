@@ -255,7 +255,7 @@ class TestClock:
         block = routed(experts, [0, 0, 1, 1], [1, 1, 1, 0])
         trace = make_trace(tmp_path / "t", {"a": block}, self.shape, weights=False)
         in_vram = np.array([[1, 1, 0, 0], [0, 0, 1, 0]], bool)
-        clock = decode_clock(make_hardware(), self.shape)
+        clock = decode_clock(make_hardware(), self.shape, self.shape.dtype, self.shape.expert_bytes)
         replay = replay_decode(trace, clock, [in_vram[None]], np.zeros(2, np.int64))
         assert replay.tokens.tolist() == [2, 1]
         assert replay.hits.tolist() == [[3 + 2, 0]]
@@ -268,7 +268,7 @@ class TestClock:
             tmp_path / "t", {"a": routed(experts, [0, 1], [1, 1])}, self.shape, weights=False
         )
         everything, nothing = np.ones((2, 4), bool), np.zeros((2, 4), bool)
-        clock = decode_clock(make_hardware(), self.shape)
+        clock = decode_clock(make_hardware(), self.shape, self.shape.dtype, self.shape.expert_bytes)
         sets = [np.stack([nothing, everything])]
         replay = replay_decode(trace, clock, sets, np.array([1, 0]))
         assert replay.hits.tolist() == [[4, 0]]
@@ -276,7 +276,9 @@ class TestClock:
     def test_a_replay_of_all_documents_hits_what_the_counts_say(self, tmp_path: Path) -> None:
         trace = make_skewed(tmp_path)
         in_vram = np.random.default_rng(0).random((3, 8)) < 0.4
-        clock = decode_clock(make_hardware(), trace.shape)
+        clock = decode_clock(
+            make_hardware(), trace.shape, trace.shape.dtype, trace.shape.expert_bytes
+        )
         fold = np.zeros(12, np.int64)
         replay = replay_decode(trace, clock, [in_vram[None]], fold)
         counts = trace.cell_counts().counts[:, 1]
@@ -285,7 +287,7 @@ class TestClock:
     def test_an_unknown_weight_format_is_refused(self) -> None:
         shape = dataclasses.replace(self.shape, dtype="float8_e4m3fn")
         with pytest.raises(CapacityError, match="tier vram has no expert_time for float8_e4m3fn"):
-            decode_clock(make_hardware(), shape)
+            decode_clock(make_hardware(), shape, shape.dtype, shape.expert_bytes)
 
 
 class TestPlan:

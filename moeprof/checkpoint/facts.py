@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from moeprof.checkpoint.memory import kv_cache_bytes, workspace_bytes
-from moeprof.checkpoint.reader import read_checkpoint
+from moeprof.checkpoint.modules import find_moe_layers
+from moeprof.checkpoint.packed_shape import packed_shape
+from moeprof.checkpoint.reader import Checkpoint, read_checkpoint
+from moeprof.checkpoint.skeleton import build_skeleton, load_config
 from moeprof.plan import ModelFacts, PlanRequest
 
 
@@ -15,7 +18,8 @@ def model_facts(model: str | Path, request: PlanRequest) -> ModelFacts:
         request: its context and batch size the KV cache and the workspace.
 
     Raises:
-        UnsupportedModelError: the model is not there, cannot be read, or has no MoE layers.
+        UnsupportedModelError: the model is not there, cannot be read, has no MoE layers, or its
+            experts cannot be packed in the request's format.
     """
     checkpoint = read_checkpoint(model)
     context, batch = request.context_tokens, request.batch_size
@@ -23,6 +27,14 @@ def model_facts(model: str | Path, request: PlanRequest) -> ModelFacts:
         name=str(model),
         fingerprint=checkpoint.fingerprint,
         shape=checkpoint.shape,
+        expert_bytes=_expert_bytes(checkpoint, request.weight_format),
         kv_cache_bytes=kv_cache_bytes(checkpoint, context, batch),
         workspace_bytes=workspace_bytes(checkpoint, context, batch),
     )
+
+
+def _expert_bytes(checkpoint: Checkpoint, weight_format: str | None) -> tuple[int, ...]:
+    if weight_format is None:
+        return checkpoint.shape.expert_bytes
+    modules = find_moe_layers(build_skeleton(load_config(checkpoint.path)))
+    return tuple(packed_shape(experts, weight_format).num_bytes for experts in modules)

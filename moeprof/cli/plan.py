@@ -36,6 +36,14 @@ def plan(
         ),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds for held-out figures.")] = 5,
+    weight_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Format to run the experts in: q4_0, q8_0 or bf16. [default: left open, sized "
+            "as in the checkpoint]",
+        ),
+    ] = None,
     device_context: Annotated[
         str | None,
         typer.Option(
@@ -61,6 +69,7 @@ def plan(
     """
     from moeprof.checkpoint.facts import model_facts
     from moeprof.hardware import read_hardware
+    from moeprof.native.reference import BLOCK_BYTES
     from moeprof.placement import check_free, placement_text, write_placement, write_whole
     from moeprof.plan import PHASE_CHOICES, PlanRequest
     from moeprof.plan import plan as make_plan
@@ -69,6 +78,8 @@ def plan(
 
     if phase is not None and phase not in PHASE_CHOICES:
         raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASE_CHOICES)}")
+    if weight_format is not None and weight_format not in BLOCK_BYTES:
+        raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
     picture = plot or output.with_suffix(".png")
     if picture == output:
         raise typer.BadParameter(f"{output} cannot hold both manifest and picture; name it .json")
@@ -84,6 +95,7 @@ def plan(
         folds=folds,
         seed=seed,
         hardware=profile,
+        weight_format=weight_format,
     )
     opened = open_trace(trace)
     placement = make_plan(opened, model_facts(model, request), request)

@@ -14,7 +14,7 @@ from moeprof.errors import MoeprofError
 
 if TYPE_CHECKING:
     from moeprof.placement import Placement
-    from moeprof.runtime import RunReport, Sampling, Session
+    from moeprof.runtime import LoadOptions, RunReport, Sampling, Session
 
 
 def run(
@@ -50,6 +50,24 @@ def run(
             help="bfloat16, float16, float32, or auto: as the checkpoint; of a replay, as traced."
         ),
     ] = "auto",
+    weight_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Of the experts: q4_0, q8_0, bf16, or stored (torch's arithmetic, slow). "
+            "[default: the plan's; if it leaves that open, bf16 for a bfloat16 model, else stored]",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            "--cpu-threads",
+            min=1,
+            max=1024,
+            help="Threads that compute experts in RAM. [default: one per core]",
+        ),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -70,12 +88,18 @@ def run(
     from moeprof.runtime import Sampling, Session, load
 
     plan = read_placement(placement)
+    options: LoadOptions = {
+        "device": device,
+        "dtype": dtype,
+        "weight_format": weight_format,
+        "num_threads": threads,
+    }
     if replay is not None:
-        report = _replay(plan, replay, model, device, dtype)
+        report = _replay(plan, replay, model, options)
     else:
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         text = prompt if prompt_file is None else _read_text(prompt_file)
-        session = Session(load(plan, model, device=device, dtype=dtype))
+        session = Session(load(plan, model, **options))
         if text is None:
             _chat(session, sampling, quiet=as_json)
         else:
@@ -87,15 +111,13 @@ def run(
         raise typer.Exit(1)
 
 
-def _replay(
-    plan: "Placement", spec: str, model: str | None, device: str, dtype: str
-) -> "RunReport":
+def _replay(plan: "Placement", spec: str, model: str | None, options: "LoadOptions") -> "RunReport":
     from moeprof.runtime import load, replay, select_documents
 
     selection = select_documents(spec)
-    if dtype == "auto":
-        dtype = selection.trace.metadata.capture.dtype
-    loaded = load(plan, model, device=device, dtype=dtype)
+    if options["dtype"] == "auto":
+        options = {**options, "dtype": selection.trace.metadata.capture.dtype}
+    loaded = load(plan, model, **options)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replay", total=None)
         return replay(

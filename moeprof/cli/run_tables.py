@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moeprof.placement.manifest import Estimate
+from moeprof.runtime.formats import STORED
 from moeprof.runtime.report import HOST_ONLY, ReplayReport, RunReport
 from moeprof.units import format_size
 
@@ -23,11 +24,12 @@ def print_report(report: RunReport, console: Console) -> None:
 
 
 def _tiers(report: RunReport) -> Table:
-    title = f"{report.model} in {report.dtype} on {report.device}"
+    held = report.dtype if report.weight_format == STORED else report.weight_format
+    title = f"{report.model} in {report.dtype} on {report.device}, experts in {held}"
     table = Table(title=title, title_justify="left")
     table.add_column("tier")
     table.add_column("lives on")
-    for name in ("experts", "planned, as stored", f"allocated, {report.dtype}"):
+    for name in ("experts", "planned", f"allocated, {held}"):
         table.add_column(name, justify="right")
     for name, tier in report.tiers.items():
         table.add_row(

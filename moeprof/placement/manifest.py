@@ -91,9 +91,10 @@ class LayerPlacement:
 
     Attributes:
         layer: checkpoint index.
-        expert_bytes: bytes of one expert as stored in the checkpoint.
+        expert_bytes: bytes of one expert in its format.
         tiers: [E] tier of each expert.
-        formats: [E] stored format of each expert, `as_stored` for that of the checkpoint.
+        formats: [E] format of each expert while running: `q8_0`, `q4_0`, `bf16`, or `as_stored`
+            where it is left open and sized as in the checkpoint.
         cache_slots: further VRAM slots whose experts a cache policy chooses while running.
     """
 

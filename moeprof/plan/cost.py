@@ -71,23 +71,31 @@ class Replay:
     seconds: NDArray[np.float64]
 
 
-def decode_clock(profile: HardwareProfile, shape: ModelShape) -> DecodeClock:
-    """The clock of a model, with its experts as stored, on a machine.
+def decode_clock(
+    profile: HardwareProfile, shape: ModelShape, weight_format: str, expert_bytes: Sequence[int]
+) -> DecodeClock:
+    """The clock of a model on a machine.
 
     The weights outside the experts are read whole for each token, the embedding included: of it
     only one row is needed where it is not the output matrix too, so that the time errs upwards.
 
+    Args:
+        profile: of the machine.
+        shape: the model's numbers.
+        weight_format: of its experts, as the profile names it.
+        expert_bytes: for each MoE layer the bytes of one expert in that format.
+
     Raises:
-        CapacityError: the profile does not know the checkpoint's element type.
+        CapacityError: the profile does not know the format.
     """
-    vram = profile.expert_time("vram", shape.dtype)
-    ram = profile.expert_time("ram", shape.dtype)
+    vram = profile.expert_time("vram", weight_format)
+    ram = profile.expert_time("ram", weight_format)
     dense = profile.dense_time
     return DecodeClock(
         dense_s=dense.fixed_s * shape.num_layers + dense.s_per_byte * shape.dense_bytes,
         round_trip_s=profile.round_trip_s,
-        vram_expert_s=np.array([vram(size) for size in shape.expert_bytes]),
-        ram_expert_s=np.array([ram(size) for size in shape.expert_bytes]),
+        vram_expert_s=np.array([vram(size) for size in expert_bytes]),
+        ram_expert_s=np.array([ram(size) for size in expert_bytes]),
         tiers_overlap=profile.tiers_overlap,
     )
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from moeprof.analyze.floor import num_simulations, uniform_counts
 from moeprof.errors import CapacityError, PlacementError
 from moeprof.hardware import HardwareProfile
-from moeprof.model_shape import ModelShape
 from moeprof.placement import (
     AS_STORED,
     Baseline,
@@ -55,11 +54,11 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
     """
     _check_same_model(trace, model)
     budget = expert_budget(model, request)
-    problem = make_problem(trace, request, budget.experts_available_bytes)
+    problem = make_problem(trace, request, model.expert_bytes, budget.experts_available_bytes)
     ways = candidates(problem)
     used = ways[0].vram_bytes()
-    _check_ram(model.shape.total_expert_bytes - used, request.hardware)
-    speeds = _decode_speeds(trace, request, ways)
+    _check_ram(model.total_expert_bytes - used, request.hardware)
+    speeds = _decode_speeds(trace, model, request, ways)
     own, *others = [_prediction(way, speed) for way, speed in zip(ways, speeds, strict=True)]
     baselines = tuple(
         Baseline(rule.name, rule.description, way.vram_bytes(), predicted)
@@ -72,7 +71,7 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
         trace=TraceOrigin(trace.name, trace.digest, trace.domains),
         hardware=None if profile is None else HardwareOrigin(profile.name, profile.source),
         budget=dataclasses.replace(budget, experts_used_bytes=used),
-        layers=_layers(shape, solution.in_vram),
+        layers=_layers(model, request.weight_format or AS_STORED, solution.in_vram),
         cache_policy=None,
         predicted=own,
         baselines=baselines,
@@ -108,13 +107,18 @@ def _check_ram(needed: int, profile: HardwareProfile | None) -> None:
 
 
 def _decode_speeds(
-    trace: Trace, request: PlanRequest, ways: Sequence[Candidate]
+    trace: Trace, model: ModelFacts, request: PlanRequest, ways: Sequence[Candidate]
 ) -> list[Estimate | None]:
     """Decoded tokens per second of each candidate; None where nothing can price them."""
     problem = ways[0].problem
     if request.hardware is None or not problem.split.num_folds or not problem.has("decode"):
         return [None] * len(ways)
-    clock = decode_clock(request.hardware, trace.shape)
+    clock = decode_clock(
+        request.hardware,
+        model.shape,
+        request.weight_format or model.shape.dtype,
+        model.expert_bytes,
+    )
     replay = replay_decode(trace, clock, [way.held_out() for way in ways], problem.split.fold)
     return [speed(replay.tokens, seconds, problem.split) for seconds in replay.seconds]
 
@@ -159,16 +163,19 @@ def _uniform_floor(problem: Problem, counts: NDArray[np.int64]) -> float:
     return round(float(np.mean(benefits)) / float(counts.sum()), 6)
 
 
-def _layers(shape: ModelShape, in_vram: NDArray[np.bool_]) -> tuple[LayerPlacement, ...]:
+def _layers(
+    model: ModelFacts, weight_format: str, in_vram: NDArray[np.bool_]
+) -> tuple[LayerPlacement, ...]:
+    shape = model.shape
     return tuple(
         LayerPlacement(
             layer=layer,
             expert_bytes=expert_bytes,
             tiers=tuple(Tier.VRAM if resident else Tier.RAM for resident in row.tolist()),
-            formats=(AS_STORED,) * shape.num_experts,
+            formats=(weight_format,) * shape.num_experts,
         )
         for layer, expert_bytes, row in zip(
-            shape.moe_layers, shape.expert_bytes, in_vram, strict=True
+            shape.moe_layers, model.expert_bytes, in_vram, strict=True
         )
     )
 

@@ -1,5 +1,6 @@
 """What is being solved, and the ways to solve it that are compared."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +96,16 @@ def candidates(problem: Problem) -> list[Candidate]:
     return [Candidate(problem, rule) for rule in (None, *BASELINES)]
 
 
-def make_problem(trace: Trace, request: PlanRequest, room_bytes: int) -> Problem:
+def make_problem(
+    trace: Trace, request: PlanRequest, expert_bytes: Sequence[int], room_bytes: int
+) -> Problem:
     """The problem that a request poses on a trace.
+
+    Args:
+        trace: whose counts are solved by.
+        request: phase, folds and seed.
+        expert_bytes: for each MoE layer the bytes of one expert.
+        room_bytes: bytes that the experts in VRAM may take.
 
     Raises:
         TraceError: the trace has no assignments in the phase asked for.
@@ -117,7 +126,7 @@ def make_problem(trace: Trace, request: PlanRequest, room_bytes: int) -> Problem
         counts=counts,
         phase=phase,
         split=split_documents(counts.group_domain, is_training, request.folds, request.seed),
-        expert_bytes=np.asarray(trace.shape.expert_bytes, np.int64),
+        expert_bytes=np.asarray(expert_bytes, np.int64),
         room_bytes=room_bytes,
         seed=request.seed,
     )

@@ -16,6 +16,7 @@ class ModelFacts:
         name: directory or hub id, as the user gave it.
         fingerprint: hash of the config and of the checkpoint's tensor headers.
         shape: the model's numbers.
+        expert_bytes: for each MoE layer the bytes of one expert in the request's format.
         kv_cache_bytes: of the KV cache for the request's context and batch.
         workspace_bytes: of the intermediate values of a forward.
     """
@@ -23,8 +24,14 @@ class ModelFacts:
     name: str
     fingerprint: str
     shape: ModelShape
+    expert_bytes: tuple[int, ...]
     kv_cache_bytes: int
     workspace_bytes: int
+
+    @property
+    def total_expert_bytes(self) -> int:
+        """Bytes of all experts in the request's format."""
+        return sum(self.expert_bytes) * self.shape.num_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class PlanRequest:
         folds: folds over documents for held-out figures, at least 2.
         seed: of folds, bootstrap and uniform draws.
         hardware: the machine's profile; None leaves speeds unpredicted.
+        weight_format: of the experts while running: `q8_0`, `q4_0` or `bf16`; None leaves it open
+            and takes their size in the checkpoint.
     """
 
     vram_bytes: int
@@ -51,6 +60,7 @@ class PlanRequest:
     folds: int = 5
     seed: int = 0
     hardware: HardwareProfile | None = None
+    weight_format: str | None = None
 
     def __post_init__(self) -> None:
         if self.phase is not None and self.phase not in PHASE_CHOICES:

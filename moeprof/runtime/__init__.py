@@ -1,6 +1,6 @@
 """Running a model with its experts where a placement says, and measuring it."""
 
-from moeprof.runtime.loader import load
+from moeprof.runtime.loader import LoadOptions, load
 from moeprof.runtime.model import LoadedModel
 from moeprof.runtime.replay import replay, select_documents
 from moeprof.runtime.report import RunReport
@@ -8,6 +8,7 @@ from moeprof.runtime.sampling import Sampling
 from moeprof.runtime.session import Session, run
 
 __all__ = [
+    "LoadOptions",
     "LoadedModel",
     "RunReport",
     "Sampling",

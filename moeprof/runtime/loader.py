@@ -1,8 +1,8 @@
 """Loading a checkpoint under a placement: each expert is read once, straight into its tier."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -12,90 +12,126 @@ from transformers import PretrainedConfig, PreTrainedModel
 from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
 from moeprof.checkpoint.device import resolve_device
-from moeprof.checkpoint.modules import ExpertsModule, find_moe_layers
+from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.skeleton import build_skeleton, load_config, text_config
 from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
-from moeprof.placement.tier import Tier
-from moeprof.runtime.experts import IMPLEMENTATION, LayerExperts, read_layout
+from moeprof.runtime.experts import IMPLEMENTATION
+from moeprof.runtime.formats import choose_format
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.model import LoadedModel, SplitModel
-from moeprof.runtime.shells import expert_parameters, load_without_experts
-from moeprof.runtime.stores import ExpertStore, ParameterSpec, SlotTable, allocate_stores
+from moeprof.runtime.shells import load_without_experts
+from moeprof.runtime.split import ExpertsRequest, SplitExperts, make_experts
+from moeprof.runtime.stores import SlotTable
 from moeprof.runtime.weights import TensorReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class LoadOptions(TypedDict, total=False):
+    """How to load a model; every one may be left out.
+
+    Attributes:
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
+        weight_format: `q8_0`, `q4_0`, `bf16`, or `stored` for torch's own arithmetic in `dtype`;
+            None for the placement's, see `choose_format`.
+        num_threads: threads that compute experts in host memory; None for one per physical core.
+    """
+
+    device: str
+    dtype: str
+    weight_format: str | None
+    num_threads: int | None
+
+
 def load(
     placement: Placement,
     model: str | Path | Checkpoint | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
+    **options: Unpack[LoadOptions],
 ) -> LoadedModel:
     """Load a model with its experts split as planned; no expert is in memory twice.
 
     Args:
         placement: which expert lives in which tier.
         model: directory, hub id or checkpoint; None for the one that the placement names.
-        device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
+        options: see `LoadOptions`.
 
     Raises:
-        PlacementError: the placement is for another checkpoint, or uses the nvme tier.
+        PlacementError: the placement is for another checkpoint or format, or uses the nvme tier.
         UnsupportedModelError: the model cannot be found or run.
         CapacityError: no such device, or a tier does not fit.
     """
     checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
     placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
-    split = load_split(checkpoint, placement.tier_of, device, dtype)
+    split = _load(checkpoint, placement.tier_of, placement, options)
     facts = {field.name: getattr(split, field.name) for field in fields(split)}
     return LoadedModel(**facts, placement=placement)
 
 
 def load_split(
-    checkpoint: Checkpoint, tier_of: NDArray[np.uint8], device: str = "auto", dtype: str = "auto"
+    checkpoint: Checkpoint, tier_of: NDArray[np.uint8], **options: Unpack[LoadOptions]
 ) -> SplitModel:
     """Load a model with its experts split over tiers; no expert is in memory twice.
 
     Args:
         checkpoint: the model's files.
         tier_of: [L, E] uint8, the value of `Tier` of every cell.
-        device: as in `load`.
-        dtype: as in `load`.
+        options: see `LoadOptions`.
 
     Raises:
         PlacementError: the nvme tier is used.
         UnsupportedModelError: the model cannot be run.
         CapacityError: no such device, or a tier does not fit.
     """
-    place = resolve_device(device)
+    return _load(checkpoint, tier_of, None, options)
+
+
+def _load(
+    checkpoint: Checkpoint,
+    tier_of: NDArray[np.uint8],
+    placement: Placement | None,
+    options: LoadOptions,
+) -> SplitModel:
+    place = resolve_device(options.get("device", "auto"))
     config = load_config(checkpoint.path)
     _refuse_quantized(checkpoint, config)
-    element = _element_type(dtype, config)
+    element = _element_type(options.get("dtype", "auto"), config)
+    weight_format = choose_format(
+        placement, options.get("weight_format"), checkpoint.shape.dtype, element
+    )
     skeleton = build_skeleton(config, element)
     modules = find_moe_layers(skeleton)
-    mapped = map_checkpoint(skeleton, modules, checkpoint.tensors)
-    specs = [_specs(experts) for experts in modules]
     table = SlotTable.from_tiers(tier_of)
-    stores = allocate_stores(table, specs, place)
-    loaded = load_without_experts(checkpoint.path, config, modules, element).to(place)
-    _fill(stores, table, skeleton, mapped, checkpoint)
     meter = Meter(checkpoint.shape)
-    for row, experts in enumerate(find_moe_layers(loaded)):
-        experts.module.moeprof_layer = LayerExperts(  # type: ignore[assignment]
-            row=row,
-            num_experts=experts.num_experts,
-            layout=read_layout(experts.module),
-            stores=stores,
-            tiers=tuple(Tier(int(tier)) for tier in table.tier[row]),
-            slots=tuple(int(slot) for slot in table.slot[row]),
+    experts = make_experts(
+        ExpertsRequest(
+            modules=modules,
+            shape=checkpoint.shape,
+            table=table,
+            device=place,
+            weight_format=weight_format,
+            num_threads=options.get("num_threads"),
             meter=meter,
         )
+    )
+    mapped = map_checkpoint(skeleton, modules, checkpoint.tensors)
+    loaded = load_without_experts(checkpoint.path, config, modules, element).to(place)
+    _fill(experts, skeleton, mapped, checkpoint)
+    for found, layer in zip(find_moe_layers(loaded), experts.layers(), strict=True):
+        found.module.moeprof_layer = layer  # type: ignore[assignment]
     loaded.set_experts_implementation(IMPLEMENTATION)
-    sizes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
-    return SplitModel(loaded, checkpoint, stores, table, meter, place, element, sizes)
+    return SplitModel(
+        model=loaded,
+        checkpoint=checkpoint,
+        stores=experts.stores,
+        table=table,
+        meter=meter,
+        device=place,
+        dtype=element,
+        weight_format=weight_format,
+        expert_bytes=experts.expert_bytes,
+    )
 
 
 def _read(placement: Placement, model: str | Path | None) -> Checkpoint:
@@ -128,25 +164,8 @@ def _refuse_quantized(checkpoint: Checkpoint, config: PretrainedConfig) -> None:
             )
 
 
-def _specs(experts: ExpertsModule) -> list[ParameterSpec]:
-    """The parameters of one expert of a module, exactly those that its layout computes with."""
-    layout = read_layout(experts.module)
-    found = expert_parameters(experts.module)
-    if set(found) != set(layout.parameter_names):
-        raise UnsupportedModelError(
-            f"{experts.name}: has parameters {sorted(found)}, expected "
-            f"{sorted(layout.parameter_names)}",
-            "this architecture can be traced and analysed, but not run under a placement yet",
-        )
-    return [
-        ParameterSpec(name, tuple(parameter.shape[1:]), parameter.dtype)
-        for name, parameter in found.items()
-    ]
-
-
 def _fill(
-    stores: Mapping[Tier, ExpertStore],
-    table: SlotTable,
+    experts: SplitExperts,
     skeleton: PreTrainedModel,
     mapped: CheckpointMap,
     checkpoint: Checkpoint,
@@ -155,14 +174,13 @@ def _fill(
     with TensorReader(checkpoint.path) as reader:
         for row, sources in enumerate(mapped.experts):
             for expert in range(checkpoint.shape.num_experts):
-                store = stores[Tier(table.tier[row, expert])]
                 values = {
                     name.rsplit(".", 1)[-1]: value
                     for source in sources
                     for name, value in source.read_expert(expert, reader.read, skeleton).items()
                 }
                 try:
-                    store.put(row, int(table.slot[row, expert]), values)
+                    experts.put(row, expert, values)
                 except ValueError as error:
                     layer = checkpoint.shape.moe_layers[row]
                     raise UnsupportedModelError(

@@ -58,7 +58,7 @@ def measure_hardware(
     place = resolve_device(device)
     context_bytes = device_context_bytes(place)
     checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
-    loaded = load_split(checkpoint, _tiers(checkpoint.shape), str(place), dtype)
+    loaded = load_split(checkpoint, _tiers(checkpoint.shape), device=str(place), dtype=dtype)
     shape, host = checkpoint.shape, torch.device("cpu")
     bandwidth = {Tier.VRAM: _read_bandwidth(place), Tier.RAM: _read_bandwidth(host)}
     most = min(shape.top_k, shape.num_experts // 2)

@@ -50,6 +50,19 @@ class Meter:
         self.assignments[self._phase, row] += counts
         self.reads[self._phase, row] += counts > 0
 
+    def addresses(self, row: int) -> tuple[int, int]:
+        """Where a kernel adds what one layer routes in the current forward.
+
+        Args:
+            row: index of the layer in `moe_layers`.
+
+        Returns:
+            addresses of [E] int64 assignments and [E] int64 reads.
+        """
+        self._calls[row] += 1
+        counts = (self.assignments[self._phase, row], self.reads[self._phase, row])
+        return counts[0].ctypes.data, counts[1].ctypes.data
+
     def finish(self) -> None:
         """Check that the forward went through every layer's experts exactly once.
 

@@ -15,7 +15,7 @@ from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
 from moeprof.runtime.meter import Meter
-from moeprof.runtime.stores import ExpertStore, SlotTable
+from moeprof.runtime.stores import ExpertStore, PackedStore, SlotTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,19 @@ class SplitModel:
         table: which slot holds each cell.
         meter: what it routed so far.
         device: of everything outside the experts and of the vram tier.
-        dtype: element type of weights and activations.
-        expert_bytes: for each MoE layer the bytes of one expert in that type.
+        dtype: element type of activations and of the weights outside the experts.
+        weight_format: of the experts; `stored` for `dtype` and torch's own arithmetic.
+        expert_bytes: for each MoE layer the bytes of one expert in that format.
     """
 
     model: PreTrainedModel
     checkpoint: Checkpoint
-    stores: Mapping[Tier, ExpertStore]
+    stores: Mapping[Tier, ExpertStore | PackedStore]
     table: SlotTable
     meter: Meter
     device: torch.device
     dtype: torch.dtype
+    weight_format: str
     expert_bytes: tuple[int, ...]
 
     @torch.inference_mode()

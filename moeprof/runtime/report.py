@@ -9,6 +9,7 @@ import numpy as np
 
 from moeprof.placement.manifest import Estimate
 from moeprof.placement.tier import Tier
+from moeprof.runtime.formats import STORED
 from moeprof.runtime.model import LoadedModel
 from moeprof.trace.schema import PHASES
 
@@ -103,7 +104,8 @@ class RunReport:
     Attributes:
         model: the checkpoint's name.
         device: of everything outside the experts and of the vram tier.
-        dtype: element type of weights and activations.
+        dtype: element type of activations and of the weights outside the experts.
+        weight_format: of the experts; `stored` for `dtype` and torch's own arithmetic.
         host_only: whether both tiers lived in host memory.
         tiers: each tier's experts and bytes.
         phases: what was measured in each phase that occurred.
@@ -118,6 +120,7 @@ class RunReport:
     model: str
     device: str
     dtype: str
+    weight_format: str
     host_only: bool
     tiers: dict[str, TierReport]
     phases: dict[str, PhaseReport]
@@ -130,12 +133,16 @@ class RunReport:
 
     @property
     def replay_is_exact(self) -> bool:
-        """Whether a replay must hit what its trace predicts: both were in float32.
+        """Whether a replay must hit what its trace predicts: both were in float32, with torch.
 
         In narrower types, selections depend on the batch and on the order of sums, so that the
         same model chooses other experts now and then.
         """
-        return self.replay is not None and self.dtype == self.replay.trace_dtype == "float32"
+        return (
+            self.replay is not None
+            and self.weight_format == STORED
+            and self.dtype == self.replay.trace_dtype == "float32"
+        )
 
     def to_document(self) -> dict[str, Any]:
         """The report as JSON values; NaN becomes null."""
@@ -166,6 +173,7 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
         model=loaded.checkpoint.name,
         device=str(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
+        weight_format=loaded.weight_format,
         host_only=loaded.device.type == "cpu",
         tiers={
             tier.label: TierReport(

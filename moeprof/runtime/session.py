@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from moeprof.checkpoint import load_tokenizer
 from moeprof.errors import CapacityError, MoeprofError, UnsupportedModelError
 from moeprof.placement.manifest import Placement
-from moeprof.runtime.loader import load
+from moeprof.runtime.loader import LoadOptions, load
 from moeprof.runtime.model import LoadedModel
 from moeprof.runtime.report import RunReport, make_report
 from moeprof.runtime.sampling import Sampler, Sampling, TextStream
@@ -178,9 +178,8 @@ def run(
     prompt: str,
     *,
     model: str | Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
     sampling: Sampling | None = None,
+    **options: Unpack[LoadOptions],
 ) -> RunReport:
     """Load a model under a placement, continue a text, and report what was measured.
 
@@ -188,15 +187,14 @@ def run(
         placement: which expert lives in which tier.
         prompt: the text.
         model: directory or hub id; None for the one that the placement names.
-        device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
         sampling: how tokens are chosen; None for 128 greedy tokens.
+        options: see `LoadOptions`.
 
     Raises:
         PlacementError: the placement is for another checkpoint, or uses the nvme tier.
         UnsupportedModelError: the model cannot be found or run.
         CapacityError: no such device, a tier does not fit, or the prompt fills the context.
     """
-    session = Session(load(placement, model, device=device, dtype=dtype))
+    session = Session(load(placement, model, **options))
     session.generate(prompt, sampling or Sampling())
     return session.report()

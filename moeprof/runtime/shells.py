@@ -11,7 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 from transformers.utils import logging
 
-from moeprof.checkpoint.modules import ExpertsModule, num_experts
+from moeprof.checkpoint.modules import ExpertsModule
+from moeprof.checkpoint.packed_shape import expert_parameters
 from moeprof.checkpoint.skeleton import BUILDING, auto_class
 from moeprof.errors import UnsupportedModelError
 
@@ -88,13 +89,3 @@ def _shell_of(experts_class: type[nn.Module]) -> type[nn.Module]:
         self._is_hf_initialized = True  # type: ignore[assignment]
 
     return type(experts_class.__name__, (experts_class,), {"__init__": build})
-
-
-def expert_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of an experts module whose first dimension is the experts."""
-    count = num_experts(module)
-    return {
-        name: parameter
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() >= 2 and parameter.shape[0] == count
-    }

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moeprof.errors import CapacityError, PlacementError
+from moeprof.native import HostMemory
 from moeprof.placement.tier import Tier
 from moeprof.units import format_size
+
+SLOT_ALIGNMENT = 256  # bytes; what one request of a GPU reads begins on such a border
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,55 @@ class ExpertStore:
         return {name: buffer[slot] for name, buffer in self._buffers[row].items()}
 
 
+class PackedStore:
+    """The packed experts of one tier, one run of bytes: layer after layer, slot after slot.
+
+    Attributes:
+        tier: the tier.
+        device: where its bytes are.
+        num_bytes: bytes of all slots.
+
+    Args:
+        tier: the tier.
+        device: where to allocate.
+        slots: for each layer the number of experts.
+        sizes: for each layer the bytes of one packed expert.
+    """
+
+    def __init__(
+        self, tier: Tier, device: torch.device, slots: Sequence[int], sizes: Sequence[int]
+    ) -> None:
+        self.tier = tier
+        self.device = device
+        self._sizes = tuple(sizes)
+        self._strides = tuple(-(-size // SLOT_ALIGNMENT) * SLOT_ALIGNMENT for size in sizes)
+        spans = [count * stride for count, stride in zip(slots, self._strides, strict=True)]
+        self._starts = (0, *accumulate(spans))
+        self.num_bytes = self._starts[-1]
+        self._bytes = _allocate(device, self.num_bytes)
+
+    def expert(self, row: int, slot: int) -> Tensor:
+        """[bytes of a packed expert] uint8, a view.
+
+        Args:
+            row: index of the layer in `moe_layers`.
+            slot: the expert's slot in this layer.
+        """
+        start = self._starts[row] + slot * self._strides[row]
+        return self._bytes[start : start + self._sizes[row]]
+
+    def layer(self, row: int) -> Tensor:
+        """[slots, stride] uint8, a view of a layer's slots; experts begin at their start."""
+        span = self._bytes[self._starts[row] : self._starts[row + 1]]
+        return span.view(-1, self._strides[row])
+
+
+def _allocate(device: torch.device, num_bytes: int) -> Tensor:
+    if device.type == "cpu":
+        return torch.from_numpy(HostMemory(max(num_bytes, 1)).array())
+    return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+
 @dataclass(frozen=True, slots=True)
 class SlotTable:
     """Which slot of which store holds each cell.
@@ -130,11 +183,9 @@ class SlotTable:
 def allocate_stores(
     table: SlotTable, specs: Sequence[Sequence[ParameterSpec]], device: torch.device
 ) -> Mapping[Tier, ExpertStore]:
-    """The stores of the vram and the ram tier, empty.
+    """The stores of the vram and the ram tier for experts as torch computes them, empty.
 
-    Without a CUDA device both are in host memory. The ram tier is never page-locked: its experts
-    are computed where they lie, so their weights cross no link, and torch would round every
-    page-locked buffer up to a power of two.
+    Without a CUDA device both are in host memory.
 
     Args:
         table: which tier holds which cell.
@@ -145,22 +196,52 @@ def allocate_stores(
         PlacementError: the placement uses the nvme tier.
         CapacityError: a tier does not fit the memory it is to live in.
     """
+    sizes = [sum(spec.num_bytes for spec in layer) for layer in specs]
+    return {
+        tier: ExpertStore(tier, place, table.slots_in(tier), specs)
+        for tier, place in _checked_places(table, sizes, device)
+    }
+
+
+def allocate_packed_stores(
+    table: SlotTable, sizes: Sequence[int], device: torch.device
+) -> Mapping[Tier, PackedStore]:
+    """The stores of the vram and the ram tier for packed experts, empty.
+
+    Without a CUDA device both are in host memory.
+
+    Args:
+        table: which tier holds which cell.
+        sizes: for each layer the bytes of one packed expert.
+        device: the device of the vram tier.
+
+    Raises:
+        PlacementError: the placement uses the nvme tier.
+        CapacityError: a tier does not fit the memory it is to live in.
+    """
+    return {
+        tier: PackedStore(tier, place, table.slots_in(tier), sizes)
+        for tier, place in _checked_places(table, sizes, device)
+    }
+
+
+def _checked_places(
+    table: SlotTable, sizes: Sequence[int], device: torch.device
+) -> list[tuple[Tier, torch.device]]:
+    """Where each tier lives, once it is known that it fits there."""
     if (table.tier == Tier.NVME).any():
         raise PlacementError(
             "placement: has experts in tier nvme, which this version of moeprof cannot run",
             "make a placement with moeprof plan, which uses vram and ram only",
         )
-    stores = {}
-    for tier in (Tier.VRAM, Tier.RAM):
-        place = device if tier is Tier.VRAM else torch.device("cpu")
+    places = [(Tier.VRAM, device), (Tier.RAM, torch.device("cpu"))]
+    needed: dict[str, int] = {}
+    for tier, place in places:
         slots = table.slots_in(tier)
-        needed = sum(
-            count * sum(spec.num_bytes for spec in layer)
-            for count, layer in zip(slots, specs, strict=True)
-        )
-        _check_capacity(tier, place, needed)
-        stores[tier] = ExpertStore(tier, place, slots, specs)
-    return stores
+        here = sum(count * size for count, size in zip(slots, sizes, strict=True))
+        needed[place.type] = needed.get(place.type, 0) + here
+        _check_capacity(tier, place, needed[place.type])
+    return places
 
 
 def _check_capacity(tier: Tier, device: torch.device, needed: int) -> None:
@@ -170,7 +251,7 @@ def _check_capacity(tier: Tier, device: torch.device, needed: int) -> None:
         raise CapacityError(
             f"tier {tier.label} needs {format_size(needed)} on {device}, "
             f"{format_size(free)} are free",
-            "plan with a smaller budget, or load with a smaller --dtype",
+            "plan with a smaller budget, or load with a smaller --format or --dtype",
         )
 
 

@@ -30,11 +30,12 @@ from moeprof.native.reference.layout import (
     unpack_rows,
     xor_words,
 )
-from moeprof.native.reference.units import GatedUnit, exponential, gelu_tanh, silu
+from moeprof.native.reference.units import UNIT_KINDS, GatedUnit, exponential, gelu_tanh, silu
 
 __all__ = [
     "BLOCK_BYTES",
     "BLOCK_SIZE",
+    "UNIT_KINDS",
     "ExpertWeights",
     "GatedUnit",
     "accumulate",

@@ -1,0 +1,55 @@
+"""In which format a run keeps its experts."""
+
+import torch
+
+from moeprof.errors import PlacementError, UnsupportedModelError
+from moeprof.native.reference import BLOCK_BYTES
+from moeprof.placement.manifest import AS_STORED, Placement
+
+STORED = "stored"
+FORMATS = (*BLOCK_BYTES, STORED)
+
+
+def choose_format(
+    placement: Placement | None, requested: str | None, stored_dtype: str, dtype: torch.dtype
+) -> str:
+    """The format of all experts of a run: the plan's, else the one asked for, else the model's.
+
+    Left open by both, it is `bf16` for a model that is stored and run in bfloat16, and `stored`
+    for any other: no precision is lost unasked.
+
+    Args:
+        placement: the plan; None where there is none.
+        requested: of `FORMATS`, or None.
+        stored_dtype: the checkpoint's element type for the experts.
+        dtype: element type of the run.
+
+    Returns:
+        `q8_0`, `q4_0`, `bf16`, or `stored` for torch's own arithmetic in the run's element type.
+
+    Raises:
+        UnsupportedModelError: no such format.
+        PlacementError: the plan was made for another format, or mixes formats.
+    """
+    if requested is not None and requested not in FORMATS:
+        raise UnsupportedModelError(
+            f"format {requested!r}: not supported", f"use one of {', '.join(FORMATS)}"
+        )
+    planned = set() if placement is None else {f for p in placement.layers for f in p.formats}
+    planned -= {AS_STORED}
+    if len(planned) > 1:
+        raise PlacementError(
+            f"placement: mixes the formats {', '.join(sorted(planned))}, a run has one for all",
+            "plan again with one --format",
+        )
+    if planned:
+        only = next(iter(planned))
+        if requested not in (None, only):
+            raise PlacementError(
+                f"placement: was planned for experts in {only}, not in {requested}",
+                f"plan again with --format {requested}, or run without --format",
+            )
+        return only
+    if requested is not None:
+        return requested
+    return "bf16" if stored_dtype == "bfloat16" and dtype == torch.bfloat16 else STORED

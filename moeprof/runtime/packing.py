@@ -1,0 +1,124 @@
+"""From an expert's parameters, as its module lays them out, to the packed bytes of the kernels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moeprof.checkpoint.expert_layout import ExpertLayout, Gating, read_gating, read_layout
+from moeprof.checkpoint.modules import ExpertsModule
+from moeprof.checkpoint.packed_shape import PackedShape, matrix_sizes, packed_shape
+from moeprof.native import Workers, quantize_expert
+
+_VALUE_TYPES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPacker:
+    """Packs the experts of one layer.
+
+    Attributes:
+        layout: how the module lays out its parameters.
+        gating: its gated unit.
+        shape: sizes of a packed expert.
+        width: of the experts (F) in the module.
+    """
+
+    layout: ExpertLayout
+    gating: Gating
+    shape: PackedShape
+    width: int
+
+    @classmethod
+    def of(cls, experts: ExpertsModule, weight_format: str) -> "ExpertPacker":
+        """The packer of an experts module.
+
+        Raises:
+            UnsupportedModelError: the kernels cannot compute its experts.
+        """
+        layout = read_layout(experts.module)
+        return cls(
+            layout=layout,
+            gating=read_gating(experts.module, layout),
+            shape=packed_shape(experts, weight_format),
+            width=matrix_sizes(experts)[1],
+        )
+
+    def pack(
+        self, values: Mapping[str, Tensor], packed: NDArray[np.uint8], workers: Workers
+    ) -> None:
+        """Quantise and pack one expert.
+
+        Args:
+            values: its parameters in the module's layout, in any floating type.
+            packed: [shape.num_bytes] uint8, written.
+            workers: threads that share the work.
+
+        Raises:
+            ValueError: a parameter is missing or unknown, has another shape, or holds a value
+                that the format cannot.
+        """
+        names = self.layout.parameter_names
+        if set(values) != set(names):
+            raise ValueError(f"expected parameters {sorted(names)}, got {sorted(values)}")
+        hidden, width = self.shape.hidden_size, self.width
+        gate_up = self._matrix(names[0], values, (2 * width, hidden))
+        down = self._matrix(names[1], values, (hidden, width))
+        gate, up = self._halves(gate_up)
+        matrices = [self._fill(gate, 0), self._fill(up, 0), self._fill(down, 1)]
+        kind = _common_type(matrices)
+        matrices = [matrix.to(kind).contiguous() for matrix in matrices]
+        biases = self._biases(values)
+        quantize_expert(
+            *(matrix.data_ptr() for matrix in matrices),
+            _VALUE_TYPES[kind],
+            hidden,
+            self.shape.width,
+            self.shape.weight_format,
+            packed,
+            workers,
+            None if biases is None else biases.numpy(),
+        )
+
+    def _matrix(self, name: str, values: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        """A matrix as [out, in]."""
+        matrix = values[name].T if self.layout.is_transposed else values[name]
+        if tuple(matrix.shape) != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(matrix.shape)}")
+        return matrix
+
+    def _halves(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+        if self.gating.is_interleaved:
+            return gate_up[::2], gate_up[1::2]
+        return gate_up[: self.width], gate_up[self.width :]
+
+    def _fill(self, matrix: Tensor, axis: int) -> Tensor:
+        """Zeros up to the packed width: their products are zeros, so that no result changes."""
+        missing = self.shape.width - self.width
+        if not missing:
+            return matrix
+        size = list(matrix.shape)
+        size[axis] = missing
+        return torch.cat([matrix, matrix.new_zeros(size)], axis)
+
+    def _biases(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        """[2 F + H] float32: those of gate, up and down."""
+        if not self.layout.has_bias:
+            return None
+        first, second = (f"{name}_bias" for name in self.layout.parameter_names[:2])
+        gate, up = self._halves(values[first])
+        return torch.cat([self._fill(gate, 0), self._fill(up, 0), values[second]]).to(torch.float32)
+
+
+def _common_type(matrices: list[Tensor]) -> torch.dtype:
+    """The type to quantise from: that of all the matrices if the kernel reads it, else float32."""
+    kinds = {matrix.dtype for matrix in matrices}
+    only = next(iter(kinds))
+    return only if len(kinds) == 1 and only in _VALUE_TYPES else torch.float32

@@ -1,0 +1,209 @@
+"""The experts of a whole model, split over tiers and ready to be filled and computed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moeprof.checkpoint.expert_layout import read_layout
+from moeprof.checkpoint.modules import ExpertsModule
+from moeprof.checkpoint.packed_shape import expert_parameters, parameter_shapes
+from moeprof.model_shape import ModelShape
+from moeprof.native import ExpertLayer, Workers
+from moeprof.native.cores import physical_cores
+from moeprof.placement.tier import Tier
+from moeprof.runtime.experts import LayerExperts
+from moeprof.runtime.formats import STORED
+from moeprof.runtime.host_experts import HostExperts
+from moeprof.runtime.meter import Meter
+from moeprof.runtime.packing import ExpertPacker
+from moeprof.runtime.stores import (
+    ExpertStore,
+    PackedStore,
+    ParameterSpec,
+    SlotTable,
+    allocate_packed_stores,
+    allocate_stores,
+)
+from moeprof.runtime.torch_experts import TorchExperts
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsRequest:
+    """What is to be split, and how.
+
+    Attributes:
+        modules: the experts modules, on the meta device.
+        shape: the model's numbers.
+        table: which slot of which tier holds each cell.
+        device: of the vram tier.
+        weight_format: `q8_0`, `q4_0`, `bf16` or `stored`.
+        num_threads: threads that compute experts in host memory; None for one per physical core.
+        meter: where assignments are counted.
+    """
+
+    modules: list[ExpertsModule]
+    shape: ModelShape
+    table: SlotTable
+    device: torch.device
+    weight_format: str
+    num_threads: int | None
+    meter: Meter
+
+
+class SplitExperts(Protocol):
+    """The experts of a model: first every one is put into its slot, then layers are taken."""
+
+    @property
+    def stores(self) -> Mapping[Tier, ExpertStore | PackedStore]:
+        """The experts of each tier."""
+
+    @property
+    def expert_bytes(self) -> tuple[int, ...]:
+        """For each MoE layer the bytes that computing one expert reads."""
+
+    def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
+        """Take over one expert.
+
+        Args:
+            row: index of the layer in `moe_layers`.
+            expert: expert id.
+            values: its parameters in the layout of its module, in any floating type.
+
+        Raises:
+            ValueError: a parameter is missing or unknown, has another shape, or holds values that
+                the format cannot.
+        """
+
+    def layers(self) -> list[LayerExperts]:
+        """What computes each layer, once all experts are there."""
+
+
+def make_experts(request: ExpertsRequest) -> SplitExperts:
+    """Allocate the tiers of a model's experts.
+
+    Raises:
+        PlacementError: the nvme tier is used.
+        UnsupportedModelError: the experts cannot be computed in this format.
+        CapacityError: a tier does not fit.
+    """
+    return StoredExperts(request) if request.weight_format == STORED else PackedExperts(request)
+
+
+class StoredExperts:
+    """Experts as the model's own element type has them, computed by torch.
+
+    Args:
+        request: what is to be split.
+    """
+
+    def __init__(self, request: ExpertsRequest) -> None:
+        self._request = request
+        self._layouts = [read_layout(experts.module) for experts in request.modules]
+        specs = [_specs(experts) for experts in request.modules]
+        self.expert_bytes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
+        self.stores = allocate_stores(request.table, specs, request.device)
+
+    def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
+        """See `SplitExperts.put`."""
+        table = self._request.table
+        store = self.stores[Tier(table.tier[row, expert])]
+        store.put(row, int(table.slot[row, expert]), values)
+
+    def layers(self) -> list[LayerExperts]:
+        """See `SplitExperts.layers`."""
+        table = self._request.table
+        return [
+            TorchExperts(
+                row=row,
+                num_experts=self._request.shape.num_experts,
+                layout=layout,
+                stores=self.stores,
+                tiers=tuple(Tier(int(tier)) for tier in table.tier[row]),
+                slots=tuple(int(slot) for slot in table.slot[row]),
+                meter=self._request.meter,
+            )
+            for row, layout in enumerate(self._layouts)
+        ]
+
+
+class PackedExperts:
+    """Experts packed for the kernels; what is on the host is computed by the CPU's.
+
+    Args:
+        request: what is to be split.
+    """
+
+    def __init__(self, request: ExpertsRequest) -> None:
+        self._request = request
+        self._packers = [
+            ExpertPacker.of(experts, request.weight_format) for experts in request.modules
+        ]
+        self.expert_bytes = tuple(packer.shape.num_bytes for packer in self._packers)
+        self.stores = allocate_packed_stores(request.table, self.expert_bytes, request.device)
+        self._staging = np.empty(max(self.expert_bytes), np.uint8)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """Resident threads, one per core unless told otherwise."""
+        cores = physical_cores()
+        return Workers(self._request.num_threads or len(cores), cores)
+
+    def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
+        """See `SplitExperts.put`."""
+        place = self._slot(row, expert)
+        if place.is_cpu:
+            self._packers[row].pack(values, place.numpy(), self.workers)
+            return
+        staged = self._staging[: len(place)]
+        self._packers[row].pack(values, staged, self.workers)
+        place.copy_(torch.from_numpy(staged))
+
+    def layers(self) -> list[LayerExperts]:
+        """See `SplitExperts.layers`."""
+        return [
+            HostExperts(row, self._kernel(row), self.workers, self._request.meter)
+            for row in range(len(self._packers))
+        ]
+
+    def _slot(self, row: int, expert: int) -> Tensor:
+        table = self._request.table
+        store = self.stores[Tier(table.tier[row, expert])]
+        return store.expert(row, int(table.slot[row, expert]))
+
+    def _kernel(self, row: int) -> ExpertLayer:
+        """The CPU kernel of a layer, with every expert that is in host memory."""
+        packer, shape = self._packers[row], self._request.shape
+        unit = packer.gating.unit
+        kernel = ExpertLayer(
+            packer.shape.hidden_size,
+            packer.shape.width,
+            shape.num_experts,
+            shape.top_k,
+            packer.shape.weight_format,
+            packer.shape.has_biases,
+            unit.kind,
+            unit.alpha,
+            unit.limit,
+        )
+        for expert in range(shape.num_experts):
+            packed: NDArray[np.uint8] | None = _on_host(self._slot(row, expert))
+            if packed is not None:
+                kernel.set_expert(expert, packed)
+        return kernel
+
+
+def _on_host(packed: Tensor) -> NDArray[np.uint8] | None:
+    return packed.numpy() if packed.is_cpu else None
+
+
+def _specs(experts: ExpertsModule) -> list[ParameterSpec]:
+    """The parameters of one expert of a module, exactly those that its layout computes with."""
+    shapes = parameter_shapes(experts, read_layout(experts.module).parameter_names)
+    dtypes = {name: p.dtype for name, p in expert_parameters(experts.module).items()}
+    return [ParameterSpec(name, shape, dtypes[name]) for name, shape in shapes.items()]
