@@ -182,7 +182,7 @@ def check_packed(model_type: str, path: Path) -> None:
 
 def test_a_plan_with_a_format_is_run_in_it_and_in_no_other(bundled: Checkpoint) -> None:
     planned = make_placement(bundled, weight_format="q4_0")
-    assert load(planned, bundled, device="cpu").weight_format == "q4_0"
+    assert load(planned, bundled, device="cpu").experts.weight_format == "q4_0"
     with pytest.raises(PlacementError, match="experts in q4_0, not in q8_0"):
         load(planned, bundled, device="cpu", weight_format="q8_0")
 
@@ -194,7 +194,7 @@ def test_a_format_that_is_left_open_loses_no_precision(
     dtype: str, expected: str, bundled: Checkpoint
 ) -> None:
     loaded = load(make_placement(bundled), bundled, device="cpu", dtype=dtype)
-    assert loaded.weight_format == expected
+    assert loaded.experts.weight_format == expected
 
 
 def test_an_unknown_format_is_refused(bundled: Checkpoint) -> None:

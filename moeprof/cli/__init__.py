@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from moeprof.cli.analyze import analyze
+from moeprof.cli.bench import bench
 from moeprof.cli.demo import demo
 from moeprof.cli.hardware import hardware
 from moeprof.cli.inspect import inspect
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-COMMANDS = (trace, inspect, analyze, hardware, plan, run, demo)
+COMMANDS = (trace, inspect, analyze, hardware, plan, run, bench, demo)
 
 
 def _help(command: Callable[..., None]) -> str:

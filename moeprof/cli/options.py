@@ -1,11 +1,32 @@
-"""Options that mean the same in every command."""
+"""What means the same in every command: options, and reading a text that was named."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from moeprof.errors import MoeprofError
+
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace directory.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+
+
+def read_text(path: Path, option: str) -> str:
+    """A UTF-8 text file named with an option.
+
+    Raises:
+        MoeprofError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MoeprofError(
+            f"{path}: cannot be read ({error.strerror})", f"name a text file with {option}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise MoeprofError(
+            f"{path}: not UTF-8 text, byte {error.start} is 0x{error.object[error.start]:02x}",
+            f"convert it, as in: iconv -f latin1 -t utf-8 {path}",
+        ) from error

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from moeprof.cli.options import Json, Seed
+from moeprof.cli.options import Json, Seed, read_text
 from moeprof.errors import MoeprofError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def run(
         report = _replay(plan, replay, model, options)
     else:
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-        text = prompt if prompt_file is None else _read_text(prompt_file)
+        text = prompt if prompt_file is None else read_text(prompt_file, "--prompt-file")
         session = Session(load(plan, model, **options))
         if text is None:
             _chat(session, sampling, quiet=as_json)
@@ -152,20 +152,6 @@ def _read_line() -> str:
             "standard input: not UTF-8 text", "convert it, as in: iconv -f latin1 -t utf-8"
         ) from error
     return line
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MoeprofError(
-            f"{path}: cannot be read ({error.strerror})", "name a text file with --prompt-file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise MoeprofError(
-            f"{path}: not UTF-8 text, byte {error.start} is 0x{error.object[error.start]:02x}",
-            f"convert it, as in: iconv -f latin1 -t utf-8 {path}",
-        ) from error
 
 
 def _write(piece: str) -> None:

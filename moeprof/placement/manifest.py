@@ -245,6 +245,11 @@ class Placement:
         """Bytes of all experts that live in `tier`."""
         return sum(layer.expert_bytes * layer.num_experts_in(tier) for layer in self.layers)
 
+    @property
+    def planned_formats(self) -> frozenset[str]:
+        """Formats that the plan asks for; none where it leaves the format open."""
+        return frozenset(f for layer in self.layers for f in layer.formats) - {AS_STORED}
+
     def check_model(self, fingerprint: str, name: str) -> None:
         """Refuse a checkpoint that this placement was not made for.
 

@@ -4,7 +4,7 @@ import torch
 
 from moeprof.errors import PlacementError, UnsupportedModelError
 from moeprof.native.reference import BLOCK_BYTES
-from moeprof.placement.manifest import AS_STORED, Placement
+from moeprof.placement.manifest import Placement
 
 STORED = "stored"
 FORMATS = (*BLOCK_BYTES, STORED)
@@ -35,8 +35,7 @@ def choose_format(
         raise UnsupportedModelError(
             f"format {requested!r}: not supported", f"use one of {', '.join(FORMATS)}"
         )
-    planned = set() if placement is None else {f for p in placement.layers for f in p.formats}
-    planned -= {AS_STORED}
+    planned = frozenset() if placement is None else placement.planned_formats
     if len(planned) > 1:
         raise PlacementError(
             f"placement: mixes the formats {', '.join(sorted(planned))}, a run has one for all",

@@ -37,12 +37,15 @@ class LoadOptions(TypedDict, total=False):
         weight_format: `q8_0`, `q4_0`, `bf16`, or `stored` for torch's own arithmetic in `dtype`;
             None for the placement's, see `choose_format`.
         num_threads: threads that compute experts in host memory; None for one per physical core.
+        movable: whether other placements may follow within the same bytes of VRAM; all experts
+            are kept in host memory, too.
     """
 
     device: str
     dtype: str
     weight_format: str | None
     num_threads: int | None
+    movable: bool
 
 
 def load(
@@ -113,6 +116,7 @@ def _load(
             weight_format=weight_format,
             num_threads=options.get("num_threads"),
             meter=meter,
+            movable=options.get("movable", False),
         )
     )
     mapped = map_checkpoint(skeleton, modules, checkpoint.tensors)
@@ -121,17 +125,7 @@ def _load(
     for found, layer in zip(find_moe_layers(loaded), experts.layers(), strict=True):
         found.module.moeprof_layer = layer  # type: ignore[assignment]
     loaded.set_experts_implementation(IMPLEMENTATION)
-    return SplitModel(
-        model=loaded,
-        checkpoint=checkpoint,
-        stores=experts.stores,
-        table=table,
-        meter=meter,
-        device=place,
-        dtype=element,
-        weight_format=weight_format,
-        expert_bytes=experts.expert_bytes,
-    )
+    return SplitModel(loaded, checkpoint, experts, meter, place, element)
 
 
 def _read(placement: Placement, model: str | Path | None) -> Checkpoint:

@@ -60,11 +60,11 @@ def measure_hardware(
     checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
     loaded = load_split(checkpoint, _tiers(checkpoint.shape), device=str(place), dtype=dtype)
     shape, host = checkpoint.shape, torch.device("cpu")
-    bandwidth = {Tier.VRAM: _read_bandwidth(place), Tier.RAM: _read_bandwidth(host)}
+    bandwidth = {Tier.VRAM: read_bandwidth(place), Tier.RAM: read_bandwidth(host)}
     most = min(shape.top_k, shape.num_experts // 2)
     decoding = _decode(loaded, most)
     lines = {
-        tier: decoding.line(tier, most, loaded.expert_bytes[0] / bandwidth[tier])
+        tier: decoding.line(tier, most, loaded.experts.expert_bytes[0] / bandwidth[tier])
         for tier in bandwidth
     }
     return HardwareProfile(
@@ -247,7 +247,7 @@ def _split(seconds: float, num_bytes: int, bytes_per_s: float, calls: int) -> Ti
     return Time(max(0.0, seconds - per_byte * num_bytes) / calls, per_byte)
 
 
-def _read_bandwidth(device: torch.device) -> float:
+def read_bandwidth(device: torch.device) -> float:
     """Bytes per second of a matrix-vector product whose matrix does not fit the caches."""
     columns = 4096
     matrix = torch.ones((_BANDWIDTH_BYTES // 4 // columns, columns), device=device)

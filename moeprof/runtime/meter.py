@@ -32,6 +32,11 @@ class Meter:
         self._phase = 0
         self._calls = np.zeros(shape.num_moe_layers, np.int64)
 
+    def reset(self) -> None:
+        """Forget every count."""
+        for counts in (self.assignments, self.reads, self.tokens, self.forwards):
+            counts[:] = 0
+
     def begin(self, phase: str, num_tokens: int) -> None:
         """Note that a forward of `num_tokens` tokens in `phase` starts."""
         self._phase = PHASES.index(phase)

@@ -15,7 +15,8 @@ from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
 from moeprof.runtime.meter import Meter
-from moeprof.runtime.stores import ExpertStore, PackedStore, SlotTable
+from moeprof.runtime.split import SplitExperts
+from moeprof.runtime.stores import SlotTable, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +45,28 @@ class SplitModel:
     Attributes:
         model: the transformers model, with experts computed by the stores.
         checkpoint: the files it came from.
-        stores: the experts of each tier.
-        table: which slot holds each cell.
+        experts: its experts, split over tiers.
         meter: what it routed so far.
         device: of everything outside the experts and of the vram tier.
         dtype: element type of activations and of the weights outside the experts.
-        weight_format: of the experts; `stored` for `dtype` and torch's own arithmetic.
-        expert_bytes: for each MoE layer the bytes of one expert in that format.
     """
 
     model: PreTrainedModel
     checkpoint: Checkpoint
-    stores: Mapping[Tier, ExpertStore | PackedStore]
-    table: SlotTable
+    experts: SplitExperts
     meter: Meter
     device: torch.device
     dtype: torch.dtype
-    weight_format: str
-    expert_bytes: tuple[int, ...]
+
+    @property
+    def stores(self) -> Mapping[Tier, Store]:
+        """The experts of each tier."""
+        return self.experts.stores
+
+    @property
+    def table(self) -> SlotTable:
+        """Which slot holds each cell."""
+        return self.experts.table
 
     @torch.inference_mode()
     def forward(

@@ -173,7 +173,7 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
         model=loaded.checkpoint.name,
         device=str(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
-        weight_format=loaded.weight_format,
+        weight_format=loaded.experts.weight_format,
         host_only=loaded.device.type == "cpu",
         tiers={
             tier.label: TierReport(
@@ -200,7 +200,7 @@ def _phase(loaded: LoadedModel, index: int, seconds: float) -> PhaseReport:
     hits = meter.hits(table.tier)[index].sum(axis=0)
     assignments = int(meter.assignments[index].sum())
     tokens = int(meter.tokens[index])
-    read = meter.reads[index] * np.array(loaded.expert_bytes)[:, None]
+    read = meter.reads[index] * np.array(loaded.experts.expert_bytes)[:, None]
     predicted = loaded.placement.predicted.phase(PHASES[index])
     return PhaseReport(
         tokens=tokens,

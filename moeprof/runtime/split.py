@@ -1,5 +1,8 @@
 """The experts of a whole model, split over tiers and ready to be filled and computed."""
 
+import math
+import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +16,7 @@ from torch import Tensor
 from moeprof.checkpoint.expert_layout import read_layout
 from moeprof.checkpoint.modules import ExpertsModule
 from moeprof.checkpoint.packed_shape import expert_parameters, parameter_shapes
+from moeprof.errors import UnsupportedModelError
 from moeprof.model_shape import ModelShape
 from moeprof.native import ExpertLayer, Workers
 from moeprof.native.cores import physical_cores
@@ -23,14 +27,15 @@ from moeprof.runtime.host_experts import HostExperts
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
 from moeprof.runtime.stores import (
-    ExpertStore,
-    PackedStore,
     ParameterSpec,
     SlotTable,
+    Store,
     allocate_packed_stores,
     allocate_stores,
 )
 from moeprof.runtime.torch_experts import TorchExperts
+
+_BANDWIDTH_REPEATS = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class ExpertsRequest:
         weight_format: `q8_0`, `q4_0`, `bf16` or `stored`.
         num_threads: threads that compute experts in host memory; None for one per physical core.
         meter: where assignments are counted.
+        movable: whether other placements may follow within the same bytes of VRAM; all experts
+            are kept in host memory, too.
     """
 
     modules: list[ExpertsModule]
@@ -54,14 +61,23 @@ class ExpertsRequest:
     weight_format: str
     num_threads: int | None
     meter: Meter
+    movable: bool = False
 
 
 class SplitExperts(Protocol):
     """The experts of a model: first every one is put into its slot, then layers are taken."""
 
     @property
-    def stores(self) -> Mapping[Tier, ExpertStore | PackedStore]:
+    def stores(self) -> Mapping[Tier, Store]:
         """The experts of each tier."""
+
+    @property
+    def table(self) -> SlotTable:
+        """Which slot of which tier holds each cell."""
+
+    @property
+    def weight_format(self) -> str:
+        """`q8_0`, `q4_0`, `bf16`, or `stored` for the model's own type and torch's arithmetic."""
 
     @property
     def expert_bytes(self) -> tuple[int, ...]:
@@ -82,6 +98,21 @@ class SplitExperts(Protocol):
 
     def layers(self) -> list[LayerExperts]:
         """What computes each layer, once all experts are there."""
+
+    def place(self, tier_of: NDArray[np.uint8]) -> None:
+        """Bring in another placement, [L, E] uint8 values of `Tier`.
+
+        Raises:
+            UnsupportedModelError: the experts were not loaded to be moved.
+            CapacityError: the placement takes more VRAM than was set aside.
+        """
+
+    def read_bandwidth(self) -> float:
+        """Bytes per second of a plain read of experts in host memory, by the threads that compute.
+
+        Raises:
+            UnsupportedModelError: the experts are not computed by the kernels.
+        """
 
 
 def make_experts(request: ExpertsRequest) -> SplitExperts:
@@ -104,6 +135,8 @@ class StoredExperts:
 
     def __init__(self, request: ExpertsRequest) -> None:
         self._request = request
+        self.table = request.table
+        self.weight_format = request.weight_format
         self._layouts = [read_layout(experts.module) for experts in request.modules]
         specs = [_specs(experts) for experts in request.modules]
         self.expert_bytes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
@@ -111,25 +144,37 @@ class StoredExperts:
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """See `SplitExperts.put`."""
-        table = self._request.table
-        store = self.stores[Tier(table.tier[row, expert])]
-        store.put(row, int(table.slot[row, expert]), values)
+        store = self.stores[Tier(self.table.tier[row, expert])]
+        store.put(row, int(self.table.slot[row, expert]), values)
 
     def layers(self) -> list[LayerExperts]:
         """See `SplitExperts.layers`."""
-        table = self._request.table
         return [
             TorchExperts(
                 row=row,
                 num_experts=self._request.shape.num_experts,
                 layout=layout,
                 stores=self.stores,
-                tiers=tuple(Tier(int(tier)) for tier in table.tier[row]),
-                slots=tuple(int(slot) for slot in table.slot[row]),
+                tiers=tuple(Tier(int(tier)) for tier in self.table.tier[row]),
+                slots=tuple(int(slot) for slot in self.table.slot[row]),
                 meter=self._request.meter,
             )
             for row, layout in enumerate(self._layouts)
         ]
+
+    def place(self, tier_of: NDArray[np.uint8]) -> None:
+        """See `SplitExperts.place`; these stay where they are."""
+        raise _not_packed("be moved")
+
+    def read_bandwidth(self) -> float:
+        """See `SplitExperts.read_bandwidth`; the kernels do not read these."""
+        raise _not_packed("be read by the kernels")
+
+
+def _not_packed(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"format stored: its experts cannot {what}", "use --format q8_0, q4_0 or bf16"
+    )
 
 
 class PackedExperts:
@@ -141,11 +186,17 @@ class PackedExperts:
 
     def __init__(self, request: ExpertsRequest) -> None:
         self._request = request
+        self.table = request.table
+        self.weight_format = request.weight_format
         self._packers = [
             ExpertPacker.of(experts, request.weight_format) for experts in request.modules
         ]
         self.expert_bytes = tuple(packer.shape.num_bytes for packer in self._packers)
-        self.stores = allocate_packed_stores(request.table, self.expert_bytes, request.device)
+        self._home = request.table
+        if request.movable:
+            everywhere = np.full_like(request.table.tier, Tier.RAM)
+            self._home = SlotTable.from_tiers(everywhere)
+        self.stores = allocate_packed_stores(self._home, self.expert_bytes, request.device)
         self._staging = np.empty(max(self.expert_bytes), np.uint8)
 
     @cached_property
@@ -167,14 +218,43 @@ class PackedExperts:
     def layers(self) -> list[LayerExperts]:
         """See `SplitExperts.layers`."""
         return [
-            HostExperts(row, self._kernel(row), self.workers, self._request.meter)
-            for row in range(len(self._packers))
+            HostExperts(row, kernel, self.workers, self._request.meter)
+            for row, kernel in enumerate(self._kernels)
         ]
 
+    def place(self, tier_of: NDArray[np.uint8]) -> None:
+        """See `SplitExperts.place`."""
+        if not self._request.movable:
+            raise UnsupportedModelError("experts: were not loaded to be moved", "load them so")
+        self.table = SlotTable.from_tiers(tier_of)
+
+    def read_bandwidth(self) -> float:
+        """See `SplitExperts.read_bandwidth`: of as many experts at a time as a token chooses."""
+        top_k = self._request.shape.top_k
+        rng = np.random.default_rng(0)
+        speeds = []
+        for _ in range(_BANDWIDTH_REPEATS):
+            seconds, num_bytes = 0.0, 0
+            for row, kernel in enumerate(self._kernels):
+                held = np.flatnonzero(self._home.tier[row] == Tier.RAM)
+                if len(held) < top_k:
+                    continue
+                ids = rng.choice(held, top_k, replace=False).astype(np.uint16)
+                begun = time.perf_counter()
+                kernel.xor_experts(self.workers, ids)
+                seconds += time.perf_counter() - begun
+                num_bytes += top_k * self.expert_bytes[row]
+            speeds.append(num_bytes / seconds if seconds else math.nan)
+        return statistics.median(speeds)
+
+    @cached_property
+    def _kernels(self) -> list[ExpertLayer]:
+        return [self._kernel(row) for row in range(len(self._packers))]
+
     def _slot(self, row: int, expert: int) -> Tensor:
-        table = self._request.table
-        store = self.stores[Tier(table.tier[row, expert])]
-        return store.expert(row, int(table.slot[row, expert]))
+        """Where an expert was loaded to."""
+        store = self.stores[Tier(self._home.tier[row, expert])]
+        return store.expert(row, int(self._home.slot[row, expert]))
 
     def _kernel(self, row: int) -> ExpertLayer:
         """The CPU kernel of a layer, with every expert that is in host memory."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,22 @@ class ParameterSpec:
     def num_bytes(self) -> int:
         """Bytes of one expert's parameter."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class Store(Protocol):
+    """The experts of one tier."""
+
+    @property
+    def tier(self) -> Tier:
+        """The tier."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes are."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its experts."""
 
 
 class ExpertStore:
