@@ -1,6 +1,7 @@
 """`moeprof bench`: measure a plan against simpler placements of the same budget."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,9 +121,7 @@ def _token_ids(loaded: "LoadedModel", text: Path | None, count: int) -> list[int
 
 
 def _document(loaded: "LoadedModel", cases: "list[Case]", figures: "list[Figure]") -> str:
-    entries = [
-        dataclasses.asdict(figure) | {"of_roofline": figure.of_roofline} for figure in figures
-    ]
+    entries = [asdict(figure) | {"of_roofline": figure.of_roofline} for figure in figures]
     document = {
         "model": loaded.checkpoint.name,
         "device": str(loaded.device),

@@ -76,15 +76,18 @@ class ExpertPacker:
         kind = _common_type(matrices)
         matrices = [matrix.to(kind).contiguous() for matrix in matrices]
         biases = self._biases(values)
+        gate, up, down = matrices
         quantize_expert(
-            *(matrix.data_ptr() for matrix in matrices),
+            gate.data_ptr(),
+            up.data_ptr(),
+            down.data_ptr(),
             _VALUE_TYPES[kind],
             hidden,
             self.shape.width,
             self.shape.weight_format,
             packed,
             workers,
-            None if biases is None else biases.numpy(),
+            _addresses(biases),
         )
 
     def _matrix(self, name: str, values: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
@@ -108,13 +111,21 @@ class ExpertPacker:
         size[axis] = missing
         return torch.cat([matrix, matrix.new_zeros(size)], axis)
 
-    def _biases(self, values: Mapping[str, Tensor]) -> Tensor | None:
-        """[2 F + H] float32: those of gate, up and down."""
+    def _biases(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """Those of gate, up and down in float32; none where there are none."""
         if not self.layout.has_bias:
-            return None
+            return []
         first, second = (f"{name}_bias" for name in self.layout.parameter_names[:2])
         gate, up = self._halves(values[first])
-        return torch.cat([self._fill(gate, 0), self._fill(up, 0), values[second]]).to(torch.float32)
+        biases = [self._fill(gate, 0), self._fill(up, 0), values[second]]
+        return [bias.to(torch.float32).contiguous() for bias in biases]
+
+
+def _addresses(biases: list[Tensor]) -> tuple[int, int, int] | None:
+    if not biases:
+        return None
+    gate, up, down = (bias.data_ptr() for bias in biases)
+    return gate, up, down
 
 
 def _common_type(matrices: list[Tensor]) -> torch.dtype:
