@@ -15,7 +15,7 @@ WORKERS = Workers(2)
 
 
 def quantize(values, weight_format, biases=None, path=None):
-    gate, up, down = values
+    gate = values[0]
     width, hidden_size = gate.shape
     size = native.expert_bytes(hidden_size, width, weight_format, biases is not None)
     packed = np.full(size, 0xA5, np.uint8)
