@@ -14,10 +14,10 @@ of its plain read.
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -140,18 +140,18 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     workers = Workers(arguments.threads, cores, spin_us=1000)
-    experts = [TorchExperts()]
+    experts = TorchExperts()
     layers = {name: make_layers(name, 2**30, arguments.path) for name in FORMATS}
     results = []
     for num_tokens in map(int, arguments.tokens.split(",")):
         given = draw(num_tokens)
         ways: dict[str, list[Callable[[], object]]] = {
-            "torch grouped": [lambda one=one: one.grouped(*given) for one in experts],
-            "torch one by one": [lambda one=one: one.one_by_one(*given) for one in experts],
+            "torch grouped": [partial(experts.grouped, *given)],
+            "torch one by one": [partial(experts.one_by_one, *given)],
         }
         for name in FORMATS:
-            ways[name] = [lambda one=one: forward(one, workers, *given) for one in layers[name]]
-            ways[f"{name} read"] = [lambda one=one: read(one, workers) for one in layers[name]]
+            ways[name] = [partial(forward, layer, workers, *given) for layer in layers[name]]
+            ways[f"{name} read"] = [partial(read, layer, workers) for layer in layers[name]]
         times = measure(ways, arguments.rounds)
         results.append(report(num_tokens, times, layers["q8_0"][0].path))
     document = {

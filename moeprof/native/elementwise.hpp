@@ -6,15 +6,29 @@
 namespace moeprof {
 namespace {
 
-// How far ahead of its use memory is asked for: beyond the reach of the processor's own prefetch,
-// which stops at the end of a page. Measured with benchmarks/cpu_decode.py.
-constexpr std::size_t kPrefetchDistance = 4096;
-
-inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
-    for (std::size_t line = 0; line < size; line += kLine) {
-        __builtin_prefetch(bytes + kPrefetchDistance + line);
+// Which memory is asked for while packed bytes are used. Alone: what lies so far ahead that it
+// arrives in time, beyond the reach of the processor's own prefetch, which stops at the end of a
+// page; measured with benchmarks/cpu_decode.py.
+struct Alone {
+    static constexpr std::size_t kDistance = 4096;
+    void prefetch(const std::uint8_t* bytes, std::size_t size) const {
+        for (std::size_t line = 0; line < size; line += kLine) {
+            __builtin_prefetch(bytes + kDistance + line);
+        }
     }
-}
+};
+
+// The same bytes are used several times: each time asks for its share of what follows them.
+struct Sharing {
+    std::size_t distance;
+    std::size_t first;  // in bytes, as step
+    std::size_t step;
+    void prefetch(const std::uint8_t* bytes, std::size_t size) const {
+        for (std::size_t line = first; line < size; line += step) {
+            __builtin_prefetch(bytes + distance + line);
+        }
+    }
+};
 
 // Activation quantisation; the definition is quantize_activations in reference/dots.py.
 inline bool quantize_block(const float* values, std::size_t block, std::uint8_t* ready) {
@@ -67,7 +81,7 @@ inline std::uint64_t xor_words(const std::uint8_t* bytes, std::size_t size) {
     Vector last[kVectors] = {};
     const std::uint8_t* const end = bytes + size;
     for (; end - bytes >= static_cast<std::ptrdiff_t>(sizeof last); bytes += sizeof last) {
-        prefetch(bytes, sizeof last);
+        Alone{}.prefetch(bytes, sizeof last);
         for (std::size_t i = 0; i < kVectors; ++i) {
             Vector vector;
             std::memcpy(&vector, bytes + i * kVectorBytes, kVectorBytes);

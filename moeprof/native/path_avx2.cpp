@@ -68,7 +68,7 @@ __m256i dots(const Group& group, const std::uint8_t* words, const ActivationGrou
 template <Format kFormat, typename Group>
 void add_group(const Group& group, const std::uint8_t* bytes, const ActivationGroup& row,
                __m256* accumulators) {
-    prefetch(bytes, kQuad * group.lanes * block_bytes(kFormat));
+    Alone{}.prefetch(bytes, kQuad * group.lanes * block_bytes(kFormat));
     const __m256 row_scales = _mm256_load_ps(row.scales);
     const std::uint8_t* words = bytes + kQuad * group.lanes * kScaleBytes;
     for (std::size_t r = 0; r < kQuad; ++r) {
@@ -115,7 +115,7 @@ void dot_quad_bf16(const std::uint8_t* quad, std::size_t row_size, const std::ui
         __m256 accumulators[kQuad] = {};
         const std::uint8_t* words = quad;
         for (std::size_t start = 0; start < row_size; start += 2 * kGroup) {
-            prefetch(words, kQuad * kGroup * 4);
+            Alone{}.prefetch(words, kQuad * kGroup * 4);
             const __m256 first = _mm256_load_ps(row + start);
             const __m256 second = _mm256_load_ps(row + start + kGroup);
             for (std::size_t r = 0; r < kQuad; ++r, words += 4 * kGroup) {

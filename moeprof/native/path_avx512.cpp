@@ -44,12 +44,12 @@ __m512 twice(const float* eight_floats) {
     return _mm512_broadcast_f32x8(_mm256_load_ps(eight_floats));
 }
 
-template <Format kFormat, int kTokens, typename Group>
-void add_group(const Group& group, const std::uint8_t* bytes, const ActivationGroup* const* rows,
-               __m512 (*accumulators)[kPairs]) {
+template <Format kFormat, int kTokens, typename Group, typename Ahead>
+void add_group(const Group& group, const Ahead& ahead, const std::uint8_t* bytes,
+               const ActivationGroup* const* rows, __m512 (*accumulators)[kPairs]) {
     const std::size_t pair_words = 2 * group.lanes * 4;
     const std::uint8_t* words = bytes + kQuad * group.lanes * kScaleBytes;
-    prefetch(bytes, kQuad * group.lanes * block_bytes(kFormat));
+    ahead.prefetch(bytes, kQuad * group.lanes * block_bytes(kFormat));
     __m512i dots[kTokens][kPairs];
     for (int t = 0; t < kTokens; ++t) {
         const __m512i minus_8_sums = twice(rows[t]->minus_8_sums);
@@ -100,9 +100,9 @@ void store_sums(__m512 accumulators, float* sums) {
     sums[1] = _mm256_cvtss_f32(_mm512_extractf32x8_ps(ones, 1));
 }
 
-template <Format kFormat, int kTokens>
+template <Format kFormat, int kTokens, typename Ahead>
 void dot_tokens(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
-                float* sums) {
+                const Ahead& ahead, float* sums) {
     constexpr std::size_t kGroupBytes = kQuad * kGroup * block_bytes(kFormat);
     const std::size_t num_blocks = row_size / kBlockSize;
     const std::size_t num_groups = num_blocks / kGroup;
@@ -113,11 +113,11 @@ void dot_tokens(const std::uint8_t* quad, std::size_t row_size, const std::uint8
         accumulators[t][0] = accumulators[t][1] = _mm512_setzero_ps();
     }
     for (std::size_t g = 0; g < num_groups; ++g, quad += kGroupBytes) {
-        add_group<kFormat, kTokens>(Full{}, quad, rows, accumulators);
+        add_group<kFormat, kTokens>(Full{}, ahead, quad, rows, accumulators);
         for (int t = 0; t < kTokens; ++t) ++rows[t];
     }
     if (num_blocks % kGroup) {
-        add_group<kFormat, kTokens>(Tail{num_blocks % kGroup}, quad, rows, accumulators);
+        add_group<kFormat, kTokens>(Tail{num_blocks % kGroup}, ahead, quad, rows, accumulators);
     }
     for (int t = 0; t < kTokens; ++t) {
         for (std::size_t p = 0; p < kPairs; ++p) {
@@ -126,14 +126,14 @@ void dot_tokens(const std::uint8_t* quad, std::size_t row_size, const std::uint8
     }
 }
 
-template <int kTokens>
+template <int kTokens, typename Ahead>
 void dot_tokens_bf16(const std::uint8_t* quad, std::size_t row_size,
-                     const std::uint8_t* const* ready, float* sums) {
+                     const std::uint8_t* const* ready, const Ahead& ahead, float* sums) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
     __m512 accumulators[kTokens][kPairs];
     for (int t = 0; t < kTokens; ++t) accumulators[t][0] = accumulators[t][1] = _mm512_setzero_ps();
     for (std::size_t start = 0; start < row_size; start += 2 * kGroup) {
-        prefetch(quad, kQuad * kGroup * 4);
+        ahead.prefetch(quad, kQuad * kGroup * 4);
         for (std::size_t p = 0; p < kPairs; ++p, quad += 2 * kGroup * 4) {
             const __m512i words = _mm512_loadu_si512(quad);
             const __m512 lower = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
@@ -153,27 +153,38 @@ void dot_tokens_bf16(const std::uint8_t* quad, std::size_t row_size,
     }
 }
 
-template <Format kFormat, int kTokens>
+template <Format kFormat, int kTokens, typename Ahead>
 void dot_some(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
-              float* sums) {
+              std::size_t num_tokens, const Ahead& ahead, float* sums) {
+    if constexpr (kTokens > 1) {
+        if (num_tokens < kTokens) {
+            dot_some<kFormat, kTokens - 1>(quad, row_size, ready, num_tokens, ahead, sums);
+            return;
+        }
+    }
     if constexpr (kFormat == Format::kBf16) {
-        dot_tokens_bf16<kTokens>(quad, row_size, ready, sums);
+        dot_tokens_bf16<kTokens>(quad, row_size, ready, ahead, sums);
     } else {
-        dot_tokens<kFormat, kTokens>(quad, row_size, ready, sums);
+        dot_tokens<kFormat, kTokens>(quad, row_size, ready, ahead, sums);
     }
 }
 
 template <Format kFormat>
 void dot_quad(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
               std::size_t num_tokens, float* sums) {
-    for (; num_tokens >= 4; num_tokens -= 4, ready += 4, sums += 4 * kQuad) {
-        dot_some<kFormat, 4>(quad, row_size, ready, sums);
+    constexpr std::size_t kMost = 4;  // tokens that share a load
+    if (num_tokens <= kMost) {
+        dot_some<kFormat, kMost>(quad, row_size, ready, num_tokens, Alone{}, sums);
+        return;
     }
-    if (num_tokens >= 2) {
-        dot_some<kFormat, 2>(quad, row_size, ready, sums);
-        num_tokens -= 2, ready += 2, sums += 2 * kQuad;
+    const std::size_t num_tiles = (num_tokens + kMost - 1) / kMost;
+    Sharing ahead{quad_bytes(kFormat, row_size), 0, num_tiles * kLine};
+    for (std::size_t tile = 0; tile < num_tiles; ++tile, ahead.first += kLine) {
+        const std::size_t first = tile * num_tokens / num_tiles;
+        const std::size_t end = (tile + 1) * num_tokens / num_tiles;
+        dot_some<kFormat, kMost>(quad, row_size, ready + first, end - first, ahead,
+                                 sums + first * kQuad);
     }
-    if (num_tokens) dot_some<kFormat, 1>(quad, row_size, ready, sums);
 }
 
 }  // namespace
