@@ -24,6 +24,7 @@ class Layer:
         ]
         self.unit = reference.GatedUnit(unit)
         self.hidden_size = hidden_size
+        self.weight_format = weight_format
         self.native = ExpertLayer(
             hidden_size, width, NUM_EXPERTS, TOP_K, weight_format, biases, unit, path=path
         )
@@ -32,6 +33,30 @@ class Layer:
 
     def expected(self, rows, ids, weights):
         return reference.decode_layer(self.experts, rows, ids, weights, self.unit)
+
+    def tolerance(self, rows, ids):
+        """[T, K, H]: a 128th of the sum of the magnitudes that `down` adds, else 0.
+
+        A matrix unit sums bf16 products in another order, which can move a value between the
+        projections to its neighbour in bf16, 2**-7 of it away.
+        """
+        bound = np.zeros((*ids.shape, self.hidden_size), np.float32)
+        if (self.native.path, self.weight_format) != ("amx", "bf16"):
+            return bound
+        for expert_id, expert in enumerate(self.experts):
+            tokens, slots = np.nonzero(ids == expert_id)
+            gate, up = (
+                reference.project(stored, rows[tokens], "bf16") + (0 if bias is None else bias)
+                for stored, bias in (
+                    (expert.gate, expert.gate_bias),
+                    (expert.up, expert.up_bias),
+                )
+            )
+            magnitudes = expert.down.copy()
+            magnitudes[:, 1::2] &= 0x7F
+            hidden = np.abs(self.unit(gate, up))
+            bound[tokens, slots] = reference.project(magnitudes, hidden, "bf16") / 128
+        return bound
 
     def prefill(self, workers, rows, ids, weights):
         outputs = np.full((*ids.shape, self.hidden_size), np.nan, np.float32)
@@ -65,6 +90,21 @@ def make_routing(num_tokens: int, busiest: int = 0) -> tuple[np.ndarray, np.ndar
     return ids, rng.random(ids.shape, np.float32)
 
 
+def check_prefill(layer: Layer, workers: list[Workers], num_tokens: int) -> None:
+    rows = make_rows(num_tokens, num_tokens, layer.hidden_size)
+    ids, weights = make_routing(num_tokens)
+    expected_sums, expected_outputs = layer.expected(rows, ids, weights)
+    tolerance = layer.tolerance(rows, ids)
+    for pool in workers:
+        sums, outputs = layer.prefill(pool, rows, ids, weights)
+        if tolerance.any():
+            assert (np.abs(outputs - expected_outputs) <= tolerance).all()
+            assert_same_bits(sums, reference.slot_sum(outputs, ids, weights))
+        else:
+            assert_same_bits(outputs, expected_outputs)
+            assert_same_bits(sums, expected_sums)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("weight_format", FORMATS)
 @pytest.mark.parametrize(
@@ -77,26 +117,13 @@ def test_a_prefill_equals_the_definition(
     layer = Layer(weight_format, hidden_size, width, unit, biases, path)
     workers = [Workers(n, spin_us=0) for n in (1, 3)]
     for num_tokens in (0, 1, 9, 17, 95):
-        rows = make_rows(num_tokens, num_tokens, hidden_size)
-        ids, weights = make_routing(num_tokens)
-        expected = layer.expected(rows, ids, weights)
-        for pool in workers:
-            sums, outputs = layer.prefill(pool, rows, ids, weights)
-            assert_same_bits(outputs, expected[1])
-            assert_same_bits(sums, expected[0])
+        check_prefill(layer, workers, num_tokens)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_prefill_in_several_passes_equals_the_definition(path, weight_format) -> None:
-    num_tokens = 16384 // TOP_K + 5
-    layer = Layer(weight_format, 32, 32, path=path)
-    rows = make_rows(1, num_tokens, 32)
-    ids, weights = make_routing(num_tokens)
-    sums, outputs = layer.prefill(Workers(2), rows, ids, weights)
-    expected = layer.expected(rows, ids, weights)
-    assert_same_bits(outputs, expected[1])
-    assert_same_bits(sums, expected[0])
+    check_prefill(Layer(weight_format, 32, 32, path=path), [Workers(2)], 16384 // TOP_K + 5)
 
 
 @pytest.mark.parametrize("num_tokens", [5, 70])

@@ -31,9 +31,13 @@ struct Sharing {
 };
 
 // Activation quantisation; the definition is quantize_activations in reference/dots.py.
-inline bool quantize_block(const float* values, std::size_t block, std::uint8_t* ready) {
-    auto& group = reinterpret_cast<ActivationGroup*>(ready)[block / kGroup];
-    const std::size_t lane = block % kGroup;
+struct QuantizedBlock {
+    std::int8_t quants[kBlockSize];
+    float scale;
+    std::int32_t sum;
+};
+
+inline bool quantize(const float* values, QuantizedBlock* block) {
     std::uint32_t largest = 0;
     for (std::size_t i = 0; i < kBlockSize; ++i) {
         const std::uint32_t magnitude = bits_of(values[i]) & 0x7FFFFFFFu;
@@ -42,7 +46,6 @@ inline bool quantize_block(const float* values, std::size_t block, std::uint8_t*
     if (largest >= kInfinityBits) return false;
     const float scale = float_of(largest) / 127.0f;
     const float divisor = scale == 0.0f ? 1.0f : scale;
-    std::int8_t quants[kBlockSize];
     std::int32_t sum = 0;
     for (std::size_t i = 0; i < kBlockSize; ++i) {
         const float rounded = values[i] / divisor + kRounding;
@@ -50,12 +53,24 @@ inline bool quantize_block(const float* values, std::size_t block, std::uint8_t*
         quant = quant > 127 ? 127 : quant;
         quant = quant < -127 ? -127 : quant;
         quant = scale == 0.0f ? 0 : quant;
-        quants[i] = static_cast<std::int8_t>(quant);
+        block->quants[i] = static_cast<std::int8_t>(quant);
         sum += quant;
     }
-    for (std::size_t k = 0; k < 8; ++k) std::memcpy(group.words[k][lane], quants + 4 * k, 4);
-    group.scales[lane] = scale;
-    group.minus_8_sums[lane] = -8 * sum;
+    block->scale = scale;
+    block->sum = sum;
+    return true;
+}
+
+inline bool quantize_block(const float* values, std::size_t block, std::uint8_t* ready) {
+    auto& group = reinterpret_cast<ActivationGroup*>(ready)[block / kGroup];
+    const std::size_t lane = block % kGroup;
+    QuantizedBlock quantized;
+    if (!quantize(values, &quantized)) return false;
+    for (std::size_t k = 0; k < 8; ++k) {
+        std::memcpy(group.words[k][lane], quantized.quants + 4 * k, 4);
+    }
+    group.scales[lane] = quantized.scale;
+    group.minus_8_sums[lane] = -8 * quantized.sum;
     return true;
 }
 
@@ -137,6 +152,13 @@ void project_quads(const std::uint8_t* quads, std::size_t num_matrices, std::siz
             }
         }
     }
+}
+
+using ReadyBlock = bool (*)(const float* values, std::size_t block, std::uint8_t* ready);
+
+template <ReadyBlock kReadyBlock>
+bool ready_many(const float* values, std::size_t block, std::size_t, std::uint8_t* ready) {
+    return kReadyBlock(values, block, ready);
 }
 
 inline std::size_t no_scratch(Format, std::size_t) { return 0; }

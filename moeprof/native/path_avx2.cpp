@@ -139,7 +139,7 @@ const Path kAvx2Path = {
     {dot_quad<Format::kQ8_0>, dot_quad<Format::kQ4_0>, dot_quad_bf16},
     {
         ready_bytes,
-        {quantize_block, quantize_block, round_block},
+        {ready_many<quantize_block>, ready_many<quantize_block>, ready_many<round_block>},
         no_scratch,
         {
             project_quads<Format::kQ8_0, dot_quad<Format::kQ8_0>>,

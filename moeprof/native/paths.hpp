@@ -9,7 +9,8 @@
 
 namespace moeprof {
 
-constexpr std::size_t kTile = 64;  // most tokens of one ManyTokens::project
+constexpr std::size_t kTile = 64;        // most tokens of one ManyTokens::project
+constexpr std::size_t kRowsBehind = 16;  // activation rows that it may read without using them
 
 // Eight blocks of one quantised activation row, in the order in which packed weights are read.
 struct alignas(kLine) ActivationGroup {
@@ -31,15 +32,17 @@ struct ManyTokens {
     // Bytes of one activation row made ready, a multiple of 32.
     std::size_t (*row_bytes)(Format format, std::size_t row_size);
 
-    // As Path::ready_block.
-    bool (*ready_block[3])(const float* values, std::size_t block, std::uint8_t* ready);
+    // As Path::ready_block, for a row of `num_blocks`.
+    bool (*ready_block[3])(const float* values, std::size_t block, std::size_t num_blocks,
+                           std::uint8_t* ready);
 
     // Bytes that `project` works in, on a cache line.
     std::size_t (*scratch_bytes)(Format format, std::size_t row_size);
 
     // Rows of one or two matrices whose quads alternate (gate and up; down): sums[m][t][r] = row r
     // of the next 32 of matrix m times activation row t. The activation rows, 1 to kTile, lie
-    // row_bytes apart. Reads the 8 * num_matrices quads once from memory. Indexed by Format.
+    // row_bytes apart, and as many as kRowsBehind behind the last may be read. Reads the 8 *
+    // num_matrices quads once from memory. Indexed by Format.
     void (*project[3])(const std::uint8_t* quads, std::size_t num_matrices, std::size_t row_size,
                        const std::uint8_t* ready, std::size_t num_tokens,
                        float (*sums)[kTile][kBlockSize], std::uint8_t* scratch);
@@ -76,6 +79,10 @@ extern const Path kScalarPath;
 #if defined(__x86_64__)
 extern const Path kAvx2Path;
 extern const Path kAvx512Path;
+
+// AVX-512 with the matrix unit for many tokens. `has_amx` asks the system for its registers.
+bool has_amx();
+const Path& amx_path();
 #endif
 
 // Calls visit(path) for every path this machine can run, the slowest first.
@@ -89,6 +96,7 @@ void visit_paths(Visit visit) {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512vnni")) {
         visit(kAvx512Path);
+        if (has_amx()) visit(amx_path());
     }
 #endif
 }

@@ -49,8 +49,8 @@ Prefill::Prefill(const LayerShape& shape, const Path& path, const std::uint8_t* 
       jobs_at_(reserve(shape.num_experts * sizeof(Job))),
       place_at_(reserve(pass_tokens_ * shape.top_k * sizeof(std::uint32_t))),
       slot_at_(reserve(pass_tokens_ * shape.top_k * sizeof(std::uint32_t))),
-      rows_at_(reserve(pass_tokens_ * shape.top_k * row_bytes_)),
-      hidden_at_(reserve(pass_tokens_ * shape.top_k * hidden_bytes_)),
+      rows_at_(reserve((pass_tokens_ * shape.top_k + kRowsBehind) * row_bytes_)),
+      hidden_at_(reserve((pass_tokens_ * shape.top_k + kRowsBehind) * hidden_bytes_)),
       worker_bytes_(2 * kTile * kBlockSize * sizeof(float) +
                     padded(std::max(path.many.scratch_bytes(shape.format, shape.hidden_size),
                                     path.many.scratch_bytes(shape.format, shape.width))) +
@@ -190,11 +190,12 @@ void Prefill::ready_token(std::size_t token) {
             continue;
         }
         ready = row;
-        for (std::size_t block = 0; block < shape_.hidden_size / kBlockSize; ++block) {
+        const std::size_t num_blocks = shape_.hidden_size / kBlockSize;
+        for (std::size_t block = 0; block < num_blocks; ++block) {
             float values[kBlockSize];
             path_.widen(tokens_.type, rows + block * kBlockSize * float_bytes(tokens_.type),
                         kBlockSize, values);
-            if (!path_.many.ready_block[format_](values, block, row)) {
+            if (!path_.many.ready_block[format_](values, block, num_blocks, row)) {
                 not_finite_.store(true, std::memory_order_relaxed);
                 return;
             }
@@ -223,7 +224,7 @@ void Prefill::gate_up(const Job& job, std::size_t block, const Worker& mine) {
             float values[kBlockSize];
             path_.unit_block(shape_.unit, gate, up, values);
             std::uint8_t* row = at<std::uint8_t>(hidden_at_) + (place + t) * hidden_bytes_;
-            if (!path_.many.ready_block[format_](values, block, row)) {
+            if (!path_.many.ready_block[format_](values, block, shape_.width / kBlockSize, row)) {
                 not_finite_.store(true, std::memory_order_relaxed);
             }
         }
