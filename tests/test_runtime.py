@@ -1,4 +1,3 @@
-import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -251,16 +250,6 @@ def test_the_nvme_tier_is_refused(checkpoint: Checkpoint) -> None:
     tiers[0, 0] = Tier.NVME
     with pytest.raises(PlacementError, match="tier nvme"):
         load(make_placement(checkpoint, tiers), checkpoint)
-
-
-def test_a_quantised_checkpoint_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    path = save_model(tmp_path / "quantised")
-    config = json.loads((path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16]}
-    (path / "config.json").write_text(json.dumps(config))
-    checkpoint = read_checkpoint(path)
-    with pytest.raises(UnsupportedModelError, match="quantised"):
-        load(make_placement(checkpoint), checkpoint)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])

@@ -18,6 +18,9 @@ from moeprof.capture.engine import Engine
 from moeprof.capture.windows import Window, batches, chain_digest, encoder, windows
 from moeprof.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
 from moeprof.checkpoint.device import resolve_device
+from moeprof.checkpoint.loading import load_model
+from moeprof.checkpoint.skeleton import build_skeleton, load_config
+from moeprof.checkpoint.weights import TensorReader, element_type, lazy_weights
 from moeprof.errors import TraceError, UnsupportedModelError
 from moeprof.trace import Trace, open_trace, schema
 from moeprof.trace.writer import PART_BYTES, Document, TraceWriter
@@ -226,7 +229,7 @@ def _resolved(settings: schema.CaptureSettings, checkpoint: Checkpoint) -> schem
             f"{checkpoint.name}: its context is {limit} tokens, {wanted} were asked for",
             f"lower {options}",
         )
-    dtype = checkpoint.shape.dtype if settings.dtype == "auto" else settings.dtype
+    dtype = checkpoint.compute_dtype if settings.dtype == "auto" else settings.dtype
     return replace(settings, device=device, dtype=dtype)
 
 
@@ -298,25 +301,20 @@ def _output(request: TraceRequest, metadata: schema.TraceMetadata) -> Iterator[T
 
 
 def _load_model(checkpoint: Checkpoint, settings: schema.CaptureSettings) -> nn.Module:
-    dtype = getattr(torch, settings.dtype, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    dtype = element_type(settings.dtype)
+    if dtype is None:
         raise UnsupportedModelError(
-            f"dtype {settings.dtype!r}: not a floating-point type",
+            f"dtype {settings.dtype!r}: not a floating-point type that computes",
             "one of bfloat16, float16, float32",
         )
+    skeleton = build_skeleton(load_config(checkpoint.path), dtype)
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, local_files_only=True
-        )
-        return model.to(settings.device).eval()
+        with TensorReader(checkpoint.path) as reader:
+            weights = lazy_weights(checkpoint.weights, reader, "weights")
+            model: nn.Module = load_model(checkpoint.path, skeleton, weights, dtype)
+        return model.to(settings.device)
     except torch.OutOfMemoryError as error:
         raise UnsupportedModelError(
             f"{checkpoint.name}: does not fit on {settings.device}",
             "trace it in host memory with --device cpu",
-        ) from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(
-            f"{checkpoint.path}: transformers cannot load this checkpoint ({reason})",
-            "check that it loads with AutoModelForCausalLM.from_pretrained",
         ) from error

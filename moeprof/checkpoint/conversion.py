@@ -19,35 +19,40 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from moeprof.checkpoint.headers import TensorEntry
 from moeprof.checkpoint.modules import ExpertsModule, takes_routing
+from moeprof.checkpoint.stored import StoredTensor
 from moeprof.errors import UnsupportedModelError
 
-# Reads a tensor, or of a stacked one the rows of one expert: (entry, expert or None) -> tensor.
-ReadTensor = Callable[[TensorEntry, int | None], torch.Tensor]
+# Reads a weight, or of a stacked one the rows of one expert: (weight, expert or None) -> tensor.
+ReadTensor = Callable[[StoredTensor, int | None], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterSource:
-    """The checkpoint tensors that make one parameter of one experts module.
+    """The weights of a checkpoint that make one parameter of one experts module.
 
     Attributes:
         parameter: full name of the (first) parameter that they make.
         converter: transformers' operations from them to the parameter; None for a plain copy.
-        tensors: for each source pattern either one stacked tensor, its first dimension the
-            experts, or one tensor per expert in their order.
+        tensors: for each source pattern either one stacked weight, its first dimension the
+            experts, or one weight per expert in their order.
         num_experts: experts of the module.
     """
 
     parameter: str
     converter: WeightConverter | None
-    tensors: dict[str, tuple[TensorEntry, ...]]
+    tensors: dict[str, tuple[StoredTensor, ...]]
     num_experts: int
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all its tensors as stored."""
+        """Bytes of all its weights as stored."""
         return sum(entry.num_bytes for group in self.tensors.values() for entry in group)
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of all its weights."""
+        return sum(entry.num_weights for group in self.tensors.values() for entry in group)
 
     def read_expert(
         self, expert: int, read: ReadTensor, model: PreTrainedModel
@@ -56,7 +61,7 @@ class ParameterSource:
 
         Args:
             expert: index in [0, num_experts).
-            read: reads a tensor of the checkpoint.
+            read: reads a weight of the checkpoint.
             model: the model on the meta device.
 
         Returns:
@@ -114,22 +119,22 @@ class CheckpointMap:
 
     Attributes:
         experts: for each experts module, in their order, the sources of its parameters.
-        dense: the tensors of everything else that the model loads.
+        dense: the weights of everything else that the model loads.
     """
 
     experts: tuple[tuple[ParameterSource, ...], ...]
-    dense: tuple[TensorEntry, ...]
+    dense: tuple[StoredTensor, ...]
 
 
 def map_checkpoint(
-    model: PreTrainedModel, modules: list[ExpertsModule], tensors: tuple[TensorEntry, ...]
+    model: PreTrainedModel, modules: list[ExpertsModule], weights: tuple[StoredTensor, ...]
 ) -> CheckpointMap:
-    """Sort a checkpoint's tensors into experts and the rest, as loading would use them.
+    """Sort a checkpoint's weights into experts and the rest, as loading would use them.
 
     Args:
         model: on the meta device, unchanged by `make_weightless` or not.
         modules: its experts modules.
-        tensors: the checkpoint's tensors.
+        weights: the checkpoint's weights.
 
     Raises:
         UnsupportedModelError: tensors of an expert are missing.
@@ -146,8 +151,8 @@ def map_checkpoint(
         if _belongs_to_experts(experts, name, parameter)
     }
     dense = []
-    grouped: dict[str, dict[str, list[TensorEntry]]] = {}
-    for entry in sorted(tensors, key=lambda entry: dot_natural_key(entry.name)):
+    grouped: dict[str, dict[str, list[StoredTensor]]] = {}
+    for entry in sorted(weights, key=lambda entry: dot_natural_key(entry.name)):
         name, pattern = rename_source_key(
             entry.name, renamings, converters, model.base_model_prefix, parameters
         )
@@ -187,7 +192,7 @@ def _belongs_to_experts(experts: ExpertsModule, name: str, parameter: torch.Tens
 
 
 def _check_group(
-    experts: ExpertsModule, parameter: str, rows: int, group: list[TensorEntry]
+    experts: ExpertsModule, parameter: str, rows: int, group: list[StoredTensor]
 ) -> None:
     """Refuse tensors that are neither one stack of all experts nor one tensor for each.
 

@@ -87,7 +87,7 @@ def workspace_bytes(model: Checkpoint | str | Path, context: int, batch: int) ->
     The terms are the residual streams of one layer; the outputs of its experts, which are kept
     until they are summed; rows, gate, up, product and output of the expert that is computed, if
     all tokens chose it; and the logits in float32 with two copies. F is that of an expert with
-    gate, up and down matrices: its elements / 3 H. The number of live tensors is counted from
+    gate, up and down matrices: its weights / 3 H. The number of live tensors is counted from
     transformers' decoder layers and the experts function of `moeprof.runtime`.
 
     Args:
@@ -98,8 +98,7 @@ def workspace_bytes(model: Checkpoint | str | Path, context: int, batch: int) ->
     checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
     shape = checkpoint.shape
     dtype = getattr(text_config(load_config(checkpoint.path)), "dtype", None) or torch.float32
-    stored = getattr(torch, shape.dtype, dtype)
-    width = max(shape.expert_bytes) // (_EXPERT_MATRICES * shape.hidden_size * stored.itemsize)
+    width = max(checkpoint.expert_weights) // (_EXPERT_MATRICES * shape.hidden_size)
     streams = (_LIVE_STREAMS + shape.top_k + 2) * shape.hidden_size + 3 * width
     logits = batch * shape.vocab_size * torch.float32.itemsize * _LOGIT_COPIES
     return int(context * batch * dtype.itemsize * streams + logits)

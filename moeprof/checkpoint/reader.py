@@ -3,21 +3,23 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PretrainedConfig
 
 from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
 from moeprof.checkpoint.files import fingerprint, read_config, resolve_model, tokenizer_hash
 from moeprof.checkpoint.headers import TensorEntry, read_headers
 from moeprof.checkpoint.modules import find_moe_layers
+from moeprof.checkpoint.quantization import read_quantization
 from moeprof.checkpoint.skeleton import (
     build_skeleton,
     load_config,
     probe_top_k,
     text_config,
 )
+from moeprof.checkpoint.stored import StoredTensor, stored_tensors
+from moeprof.checkpoint.weights import element_type
 from moeprof.model_shape import ModelShape
-
-_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,10 @@ class Checkpoint:
         tokenizer_hash: hash of the tokenizer's files.
         shape: the model's numbers.
         tensors: what the safetensors headers list.
+        weights: the weights that these tensors hold, quantised ones with their scales.
+        expert_weights: for each MoE layer the elements of one expert.
+        compute_dtype: element type to compute in: the experts' own, or where they are quantised
+            that of the config.
         max_positions: tokens of context that the model was made for; None where its config does
             not say.
     """
@@ -41,6 +47,9 @@ class Checkpoint:
     tokenizer_hash: str
     shape: ModelShape
     tensors: tuple[TensorEntry, ...]
+    weights: tuple[StoredTensor, ...]
+    expert_weights: tuple[int, ...]
+    compute_dtype: str
     max_positions: int | None
 
 
@@ -51,13 +60,16 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
         model: a directory or a hub id.
 
     Raises:
-        UnsupportedModelError: not found, not readable, unknown architecture, or no MoE layers.
+        UnsupportedModelError: not found, not readable, unknown architecture, quantised in a way
+            that cannot be read, or no MoE layers.
     """
     path = resolve_model(model)
     content = read_config(path)
+    quantization = read_quantization(path.name, content)
     config = load_config(path)
     tensors = read_headers(path)
-    shape = _shape(config, tensors)
+    weights = stored_tensors(tensors, quantization)
+    shape, expert_weights = _shape(config, weights)
     name = path.name if Path(model).expanduser().exists() else str(model)
     limit = getattr(text_config(config), "max_position_embeddings", None)
     return Checkpoint(
@@ -67,39 +79,52 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
         tokenizer_hash=tokenizer_hash(path),
         shape=shape,
         tensors=tensors,
+        weights=weights,
+        expert_weights=expert_weights,
+        compute_dtype=_compute_dtype(config, shape.dtype),
         max_positions=limit if isinstance(limit, int) else None,
     )
 
 
-def _shape(config: PretrainedConfig, tensors: tuple[TensorEntry, ...]) -> ModelShape:
+def _shape(
+    config: PretrainedConfig, weights: tuple[StoredTensor, ...]
+) -> tuple[ModelShape, tuple[int, ...]]:
+    """The model's numbers, and for each MoE layer the weights of one expert."""
     model = build_skeleton(config)
     modules = find_moe_layers(model)
-    mapped = map_checkpoint(model, modules, tensors)
+    mapped = map_checkpoint(model, modules, weights)
     text = text_config(config)
-    return ModelShape(
+    num_experts = modules[0].num_experts
+    shape = ModelShape(
         model_type=config.model_type,
         num_layers=text.num_hidden_layers,
         moe_layers=tuple(experts.layer for experts in modules),
-        num_experts=modules[0].num_experts,
+        num_experts=num_experts,
         top_k=probe_top_k(model, modules),
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         expert_bytes=tuple(
-            sum(source.num_bytes for source in sources) // modules[0].num_experts
-            for sources in mapped.experts
+            sum(source.num_bytes for source in sources) // num_experts for sources in mapped.experts
         ),
         dense_bytes=sum(entry.num_bytes for entry in mapped.dense),
         dtype=_stored_dtype(mapped),
     )
+    return shape, tuple(
+        sum(source.num_weights for source in sources) // num_experts for sources in mapped.experts
+    )
 
 
 def _stored_dtype(mapped: CheckpointMap) -> str:
-    """Element type that holds most bytes of the experts, in torch's spelling where it has one."""
+    """Element type that holds most bytes of the experts, as `StoredTensor` spells it."""
     bytes_of: dict[str, int] = {}
     for sources in mapped.experts:
         for source in sources:
             for group in source.tensors.values():
                 for entry in group:
                     bytes_of[entry.dtype] = bytes_of.get(entry.dtype, 0) + entry.num_bytes
-    dtype = max(bytes_of, key=lambda name: bytes_of[name])
-    return _TORCH_NAMES.get(dtype, dtype.lower())
+    return max(bytes_of, key=lambda name: bytes_of[name])
+
+
+def _compute_dtype(config: PretrainedConfig, stored: str) -> str:
+    own = getattr(text_config(config), "dtype", None) or torch.bfloat16
+    return stored if element_type(stored) is not None else str(own).removeprefix("torch.")

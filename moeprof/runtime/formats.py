@@ -15,8 +15,8 @@ def choose_format(
 ) -> str:
     """The format of all experts of a run: the plan's, else the one asked for, else the model's.
 
-    Left open by both, it is `bf16` for a model that is stored and run in bfloat16, and `stored`
-    for any other: no precision is lost unasked.
+    Left open by both, it is `bf16` for a model that is run in bfloat16 and stored so, or in a
+    narrower type, and `stored` for any other: no precision is lost unasked.
 
     Args:
         placement: the plan; None where there is none.
@@ -51,4 +51,5 @@ def choose_format(
         return only
     if requested is not None:
         return requested
-    return "bf16" if stored_dtype == "bfloat16" and dtype == torch.bfloat16 else STORED
+    wider = stored_dtype in ("float64", "float32", "float16")
+    return STORED if wider or dtype != torch.bfloat16 else "bf16"

@@ -1,6 +1,6 @@
 """Loading a checkpoint under a placement: each expert is read once, straight into its tier."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -14,6 +14,7 @@ from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
 from moeprof.checkpoint.device import resolve_device
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.skeleton import build_skeleton, load_config, text_config
+from moeprof.checkpoint.weights import LoadProgress, TensorReader, lazy_weights
 from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.runtime.experts import IMPLEMENTATION
@@ -23,8 +24,9 @@ from moeprof.runtime.model import LoadedModel, SplitModel
 from moeprof.runtime.shells import load_without_experts
 from moeprof.runtime.split import ExpertsRequest, SplitExperts, make_experts
 from moeprof.runtime.stores import SlotTable
-from moeprof.runtime.weights import TensorReader
 
+# What a load reports its progress on.
+DENSE, EXPERTS = "weights outside the experts", "experts"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,6 +41,7 @@ class LoadOptions(TypedDict, total=False):
         num_threads: threads that compute experts in host memory; None for one per physical core.
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
+        progress: told how far reading is, of `DENSE` and then of `EXPERTS`, in bytes as stored.
     """
 
     device: str
@@ -46,6 +49,7 @@ class LoadOptions(TypedDict, total=False):
     weight_format: str | None
     num_threads: int | None
     movable: bool
+    progress: LoadProgress | None
 
 
 def load(
@@ -98,7 +102,6 @@ def _load(
 ) -> SplitModel:
     place = resolve_device(options.get("device", "auto"))
     config = load_config(checkpoint.path)
-    _refuse_quantized(checkpoint, config)
     element = _element_type(options.get("dtype", "auto"), config)
     weight_format = choose_format(
         placement, options.get("weight_format"), checkpoint.shape.dtype, element
@@ -119,9 +122,12 @@ def _load(
             movable=options.get("movable", False),
         )
     )
-    mapped = map_checkpoint(skeleton, modules, checkpoint.tensors)
-    loaded = load_without_experts(checkpoint.path, config, modules, element).to(place)
-    _fill(experts, skeleton, mapped, checkpoint)
+    mapped = map_checkpoint(skeleton, modules, checkpoint.weights)
+    progress = options.get("progress")
+    with TensorReader(checkpoint.path) as reader:
+        dense = lazy_weights(mapped.dense, reader, DENSE, progress)
+        loaded = load_without_experts(checkpoint.path, skeleton, modules, dense, element).to(place)
+        _fill(experts, _Source(checkpoint, skeleton, mapped, reader), progress)
     for found, layer in zip(find_moe_layers(loaded), experts.layers(), strict=True):
         found.module.moeprof_layer = layer  # type: ignore[assignment]
     loaded.set_experts_implementation(IMPLEMENTATION)
@@ -149,35 +155,38 @@ def _element_type(dtype: str, config: PretrainedConfig) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _refuse_quantized(checkpoint: Checkpoint, config: PretrainedConfig) -> None:
-    for part in (config, text_config(config)):
-        if getattr(part, "quantization_config", None):
-            raise UnsupportedModelError(
-                f"{checkpoint.name}: its weights are quantised, which run cannot load yet",
-                "use the checkpoint with bfloat16 weights",
-            )
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where experts are read from."""
+
+    checkpoint: Checkpoint
+    skeleton: PreTrainedModel
+    mapped: CheckpointMap
+    reader: TensorReader
+
+    def read_expert(self, row: int, expert: int) -> dict[str, torch.Tensor]:
+        """The parameters of an expert in its module's layout, through transformers' converters."""
+        read = self.reader.read
+        return {
+            name.rsplit(".", 1)[-1]: value
+            for source in self.mapped.experts[row]
+            for name, value in source.read_expert(expert, read, self.skeleton).items()
+        }
 
 
-def _fill(
-    experts: SplitExperts,
-    skeleton: PreTrainedModel,
-    mapped: CheckpointMap,
-    checkpoint: Checkpoint,
-) -> None:
-    """Stream every expert from the checkpoint through transformers' converters into its slot."""
-    with TensorReader(checkpoint.path) as reader:
-        for row, sources in enumerate(mapped.experts):
-            for expert in range(checkpoint.shape.num_experts):
-                values = {
-                    name.rsplit(".", 1)[-1]: value
-                    for source in sources
-                    for name, value in source.read_expert(expert, reader.read, skeleton).items()
-                }
-                try:
-                    experts.put(row, expert, values)
-                except ValueError as error:
-                    layer = checkpoint.shape.moe_layers[row]
-                    raise UnsupportedModelError(
-                        f"{checkpoint.name}: layer {layer}, expert {expert}: {error}",
-                        "the checkpoint is of another model than its config.json says, or damaged",
-                    ) from error
+def _fill(experts: SplitExperts, source: _Source, progress: LoadProgress | None) -> None:
+    """Stream every expert from the checkpoint into its slot."""
+    checkpoint, shape = source.checkpoint, source.checkpoint.shape
+    done = 0
+    for row, num_bytes in enumerate(shape.expert_bytes):
+        for expert in range(shape.num_experts):
+            try:
+                experts.put(row, expert, source.read_expert(row, expert))
+            except ValueError as error:
+                raise UnsupportedModelError(
+                    f"{checkpoint.name}: layer {shape.moe_layers[row]}, expert {expert}: {error}",
+                    "the checkpoint is of another model than its config.json says, or damaged",
+                ) from error
+            done += num_bytes
+            if progress is not None:
+                progress(EXPERTS, done, shape.total_expert_bytes)
