@@ -87,6 +87,18 @@ MOEPROF_SHARED float clamped_silu(float gate, float up, float limit) {
     return silu(gate) * up;
 }
 
+// Activation quantisation: the scale of a block from the bits of its largest magnitude, and one of
+// its values as an integer.
+MOEPROF_SHARED float activation_scale(std::uint32_t largest) { return float_of(largest) / 127.0f; }
+
+MOEPROF_SHARED std::int32_t activation_quant(float value, float scale) {
+    const float rounded = value / (scale == 0.0f ? 1.0f : scale) + kRounding;
+    std::int32_t quant = static_cast<std::int32_t>(bits_of(rounded) - kRoundingBits);
+    quant = quant > 127 ? 127 : quant;
+    quant = quant < -127 ? -127 : quant;
+    return scale == 0.0f ? 0 : quant;
+}
+
 MOEPROF_SHARED float round_to_bf16(float value) {
     const std::uint32_t bits = bits_of(value);
     return float_of((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u);

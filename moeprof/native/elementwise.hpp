@@ -44,15 +44,10 @@ inline bool quantize(const float* values, QuantizedBlock* block) {
         largest = magnitude > largest ? magnitude : largest;
     }
     if (largest >= kInfinityBits) return false;
-    const float scale = float_of(largest) / 127.0f;
-    const float divisor = scale == 0.0f ? 1.0f : scale;
+    const float scale = activation_scale(largest);
     std::int32_t sum = 0;
     for (std::size_t i = 0; i < kBlockSize; ++i) {
-        const float rounded = values[i] / divisor + kRounding;
-        std::int32_t quant = static_cast<std::int32_t>(bits_of(rounded) - kRoundingBits);
-        quant = quant > 127 ? 127 : quant;
-        quant = quant < -127 ? -127 : quant;
-        quant = scale == 0.0f ? 0 : quant;
+        const std::int32_t quant = activation_quant(values[i], scale);
         block->quants[i] = static_cast<std::int8_t>(quant);
         sum += quant;
     }

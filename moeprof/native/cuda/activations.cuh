@@ -1,0 +1,197 @@
+// Activations made ready for the kernels by groups of eight lanes, four values each.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "device.cuh"
+#include "layer.hpp"
+
+namespace moeprof {
+namespace {
+
+constexpr std::uint32_t kBlock = 32;       // values of a block, as kBlockSize
+constexpr std::uint32_t kBlocksAbreast = 8;  // as kGroup
+
+// How four packed rows are read, and one activation row beside them, group after group: 8 blocks of
+// a block format, or 8 runs of 16 values in bf16.
+template <Format kFormat>
+struct GroupOf {
+    static constexpr std::uint32_t kValues = kFormat == Format::kBf16 ? 128 : 256;
+    static constexpr std::uint32_t kBytes = kFormat == Format::kQ8_0 ? 1088
+                                            : kFormat == Format::kQ4_0 ? 576
+                                                                       : 1024;
+    // Of the ready row. Block formats: two halves of the blocks' bytes [8 blocks, 16], the scales
+    // [8] float32, and [8] int32, what the offset of unsigned weights adds to a block's product,
+    // negated. bf16: 8 words for each run, word j with value j below and value j + 8 above.
+    static constexpr std::uint32_t kReadyBytes = kFormat == Format::kBf16 ? 256 : 320;
+};
+
+constexpr std::uint32_t kReadyScales = 256;
+constexpr std::uint32_t kReadyOffsets = 288;
+
+__host__ __device__ constexpr std::uint32_t groups_of(std::uint32_t row_size,
+                                                      std::uint32_t group_values) {
+    return (row_size + group_values - 1) / group_values;
+}
+
+template <Format kFormat>
+__host__ __device__ constexpr std::uint32_t ready_row_bytes(std::uint32_t row_size) {
+    return groups_of(row_size, GroupOf<kFormat>::kValues) * GroupOf<kFormat>::kReadyBytes;
+}
+
+__device__ __forceinline__ float load_value(const void* values, ValueType type, std::size_t at) {
+    switch (type) {
+        case ValueType::kBfloat16:
+            return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[at]);
+        case ValueType::kFloat16:
+            return __half2float(static_cast<const __half*>(values)[at]);
+        default:
+            return static_cast<const float*>(values)[at];
+    }
+}
+
+// Values at, .., at + 3; `at` is a multiple of 4.
+__device__ __forceinline__ float4 load_four(const void* values, ValueType type, std::size_t at) {
+    if (type == ValueType::kFloat32) {
+        return *reinterpret_cast<const float4*>(static_cast<const float*>(values) + at);
+    }
+    const uint2 words =
+        *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(values) + at);
+    if (type == ValueType::kBfloat16) {
+        return make_float4(float_of(words.x << 16), float_of(words.x & 0xFFFF0000u),
+                           float_of(words.y << 16), float_of(words.y & 0xFFFF0000u));
+    }
+    return make_float4(half_to_float(static_cast<std::uint16_t>(words.x)),
+                       half_to_float(static_cast<std::uint16_t>(words.x >> 16)),
+                       half_to_float(static_cast<std::uint16_t>(words.y)),
+                       half_to_float(static_cast<std::uint16_t>(words.y >> 16)));
+}
+
+__device__ __forceinline__ void store_value(void* values, ValueType type, std::size_t at,
+                                            float value) {
+    switch (type) {
+        case ValueType::kBfloat16:
+            static_cast<__nv_bfloat16*>(values)[at] = __float2bfloat16_rn(value);
+            return;
+        case ValueType::kFloat16:
+            static_cast<__half*>(values)[at] = __float2half_rn(value);
+            return;
+        default:
+            static_cast<float*>(values)[at] = value;
+    }
+}
+
+__device__ __forceinline__ std::uint32_t magnitude_bits(float value) {
+    return bits_of(value) & 0x7FFFFFFFu;
+}
+
+__device__ __forceinline__ float gated(const GatedUnit& unit, float gate, float up) {
+    switch (unit.kind) {
+        case UnitKind::kGeluTanh:
+            return gelu_tanh(gate) * up;
+        case UnitKind::kClamped:
+            return clamped(gate, up, unit.alpha, unit.limit);
+        case UnitKind::kClampedSilu:
+            return clamped_silu(gate, up, unit.limit);
+        default:
+            return silu(gate) * up;
+    }
+}
+
+// The largest magnitude, as bits, of the values of eight lanes.
+__device__ __forceinline__ std::uint32_t largest_of_eight(std::uint32_t bits) {
+#pragma unroll
+    for (unsigned far = 1; far < 8; far *= 2) {
+        bits = max(bits, __shfl_xor_sync(kAllLanes, bits, far));
+    }
+    return bits;
+}
+
+// A block quantised by eight lanes, lane `part` with its values 4 part to 4 part + 3; the
+// definition is quantize_activations in reference/dots.py.
+struct QuantizedPart {
+    std::uint32_t word;  // the lane's four bytes
+    int sum;             // of the whole block, as is the scale
+    float scale;
+    bool is_finite;
+};
+
+__device__ __forceinline__ QuantizedPart quantize_part(const float4& values) {
+    std::uint32_t largest = magnitude_bits(values.x);
+    largest = max(largest, magnitude_bits(values.y));
+    largest = max(largest, magnitude_bits(values.z));
+    largest = largest_of_eight(max(largest, magnitude_bits(values.w)));
+    QuantizedPart part;
+    part.scale = activation_scale(largest);
+    part.is_finite = largest < kInfinityBits;
+    const int q0 = activation_quant(values.x, part.scale);
+    const int q1 = activation_quant(values.y, part.scale);
+    const int q2 = activation_quant(values.z, part.scale);
+    const int q3 = activation_quant(values.w, part.scale);
+    part.word = (q0 & 0xFF) | (q1 & 0xFF) << 8 | (q2 & 0xFF) << 16 |
+                static_cast<std::uint32_t>(q3 & 0xFF) << 24;
+    part.sum = (q0 + q1) + (q2 + q3);
+#pragma unroll
+    for (unsigned far = 1; far < 8; far *= 2) {
+        part.sum += __shfl_xor_sync(kAllLanes, part.sum, far);
+    }
+    return part;
+}
+
+// Four words of a run of 16 values in bf16, for the lanes whose `part` has bit 1 clear; lane
+// `part` of eight holds values 4 part to 4 part + 3 of two runs.
+struct RoundedPart {
+    uint4 words;
+    bool is_finite;
+};
+
+__device__ __forceinline__ RoundedPart round_part(const float4& values) {
+    const float rounded[4] = {round_to_bf16(values.x), round_to_bf16(values.y),
+                              round_to_bf16(values.z), round_to_bf16(values.w)};
+    const float given[4] = {values.x, values.y, values.z, values.w};
+    std::uint32_t words[4];
+    RoundedPart part{{}, true};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        // Before rounding too: a NaN's bits could wrap to a number's.
+        part.is_finite &= magnitude_bits(given[i]) < kInfinityBits;
+        part.is_finite &= magnitude_bits(rounded[i]) < kInfinityBits;
+        const std::uint32_t above = __shfl_xor_sync(kAllLanes, bits_of(rounded[i]), 2);
+        words[i] = bits_of(rounded[i]) >> 16 | (above & 0xFFFF0000u);
+    }
+    part.words = make_uint4(words[0], words[1], words[2], words[3]);
+    return part;
+}
+
+// Writes block `block` of a ready row in the order that decode reads; false if a value is not
+// finite. All lanes of a warp take part; those with `writes` false only lend their hands.
+template <Format kFormat>
+__device__ __forceinline__ bool make_ready(const float4& values, unsigned part, std::uint8_t* row,
+                                           std::uint32_t block, bool writes) {
+    if constexpr (kFormat == Format::kBf16) {
+        const RoundedPart rounded = round_part(values);
+        if (writes && (part & 2) == 0) {
+            std::uint8_t* run = row + (block * 2 + (part >> 2)) * 32;
+            *reinterpret_cast<uint4*>(run + (part & 1) * 16) = rounded.words;
+        }
+        return rounded.is_finite || !writes;
+    } else {
+        const QuantizedPart quantized = quantize_part(values);
+        std::uint8_t* group = row + block / kBlocksAbreast * GroupOf<kFormat>::kReadyBytes;
+        const std::uint32_t lane = block % kBlocksAbreast;
+        if (writes) {
+            std::uint8_t* word = group + (part >> 2) * 128 + lane * 16 + (part & 3) * 4;
+            *reinterpret_cast<std::uint32_t*>(word) = quantized.word;
+            if (part == 0) {
+                constexpr int kOffset = kFormat == Format::kQ8_0 ? 128 : 8;
+                *reinterpret_cast<float*>(group + kReadyScales + lane * 4) = quantized.scale;
+                *reinterpret_cast<int*>(group + kReadyOffsets + lane * 4) =
+                    -kOffset * quantized.sum;
+            }
+        }
+        return quantized.is_finite || !writes;
+    }
+}
+
+}  // namespace
+}  // namespace moeprof

@@ -1,0 +1,87 @@
+// Plain arguments of the CUDA kernels of one layer of experts, and the functions that launch them.
+// Addresses are the device's; nothing here synchronises or allocates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../arithmetic.hpp"
+#include "../exchange.hpp"
+#include "../layout.hpp"
+
+namespace moeprof {
+
+constexpr std::uint32_t kDecodeTokens = 8;     // of one decode, as on the CPU
+constexpr std::uint32_t kMaxDecodePairs = 256;  // tokens times slots
+
+enum class ValueType : std::uint32_t { kFloat32, kBfloat16, kFloat16 };
+
+constexpr std::size_t value_bytes(ValueType type) { return type == ValueType::kFloat32 ? 4 : 2; }
+
+// One layer's experts in device memory: expert e lies at packed + slot_of[e] * stride, or nowhere
+// on this device if slot_of[e] is negative.
+struct DeviceLayer {
+    std::uint32_t index;        // by which the host's answering thread knows it
+    std::uint32_t hidden_size;  // both sizes are multiples of 32
+    std::uint32_t width;
+    std::uint32_t num_experts;
+    std::uint32_t top_k;
+    Format format;
+    bool has_biases;
+    GatedUnit unit;
+    const std::uint8_t* packed;
+    std::uint64_t stride;
+    const std::int32_t* slot_of;
+};
+
+// One forward's routing and activations. An id outside [0, num_experts) or a weight of 0 is no
+// expert.
+struct LayerInput {
+    const void* hidden;  // [num_tokens, hidden_size]
+    ValueType hidden_type;
+    const std::int64_t* ids;  // [num_tokens, top_k]
+    const void* weights;      // [num_tokens, top_k]
+    ValueType weights_type;
+    std::uint32_t num_tokens;
+};
+
+// [num_experts] each, or null: the slots an expert was given are added, and 1 if there were any.
+struct Counts {
+    std::int64_t* assignments;
+    std::int64_t* reads;
+};
+
+// The device's view of an exchange; all null where there is none.
+struct ExchangeView {
+    ExchangeHeader* header;
+    float* rows;
+    std::uint16_t* ids;
+    float* weights;
+    const float* outputs;
+    const float* sums;
+    std::uint64_t timeout_ns;
+};
+
+// Device memory that the decodes of a stream pass on; zero before the first.
+struct DecodeState {
+    std::uint64_t arrivals;  // of thread blocks at the barrier, ever
+    std::uint64_t posted;    // questions to the host, ever
+};
+
+constexpr std::size_t kStateBytes = 256;
+
+// Bytes of a decode's workspace: its state and, behind it, the values between the projections.
+std::size_t decode_workspace_bytes(const DeviceLayer& layer);
+
+// Loads the kernels that a layer's decode may launch, so that a launch can be captured in a graph;
+// null, or what the device lacks for this layer.
+const char* prepare_decode(const DeviceLayer& layer);
+
+// 1 to kDecodeTokens tokens; output [num_tokens, hidden_size] of the hidden type. The tokens are
+// taken in as few launches as the device's shared memory allows, nearly always one.
+//
+// Returns a cudaError_t.
+int decode(const DeviceLayer& layer, const LayerInput& input, void* output, const Counts& counts,
+           const ExchangeView& exchange, void* workspace, bool overlaps, void* stream);
+
+}  // namespace moeprof
