@@ -32,6 +32,5 @@ def route(
     score: str,
     normalized: bool,
     scaling: float,
-    floor: float,
     stream: int,
 ) -> None: ...

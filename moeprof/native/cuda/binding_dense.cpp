@@ -123,7 +123,7 @@ void run_row_products(Address row, const std::vector<Address>& weights,
 
 void run_route(std::array<Address, 8> addresses, const std::array<std::string, 4>& elements,
                const std::array<int, 3>& shape, const std::string& score, bool normalized,
-               float scaling, float floor, Address stream) {
+               float scaling, Address stream) {
     Route job{};
     std::tie(job.columns, job.experts, job.top_k) = std::tuple_cat(shape);
     if (job.columns < 1 || job.columns % 8 != 0) refuse("columns: a multiple of 8 expected");
@@ -148,7 +148,6 @@ void run_route(std::array<Address, 8> addresses, const std::array<std::string, 4
     job.score = score == "softmax" ? Score::kSoftmax : Score::kSigmoid;
     job.normalized = normalized;
     job.scaling = scaling;
-    job.floor = floor;
     check(route(job, stream_of(stream)), "route");
 }
 
@@ -177,7 +176,7 @@ void bind_dense(nb::module_& m) {
           nb::arg("outputs"), nb::arg("rows"), nb::arg("columns"), nb::arg("element"),
           nb::arg("stream"), "Up to four matrices times the same row, each plus its bias or 0.");
     m.def("route", &run_route, nb::arg("addresses"), nb::arg("elements"), nb::arg("shape"),
-          nb::arg("score"), nb::arg("normalized"), nb::arg("scaling"), nb::arg("floor"),
+          nb::arg("score"), nb::arg("normalized"), nb::arg("scaling"),
           nb::arg("stream"),
           "A plain router for one token. Addresses: row, weight, bias or 0, correction or 0, "
           "logits, weights, ids, ticket. Elements: of row, weight, logits, weights. Shape: "

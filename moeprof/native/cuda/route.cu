@@ -138,7 +138,7 @@ __device__ void choose(const Route& job) {
         }
     }
     if (lane >= job.top_k) return;
-    if (job.normalized) own /= total + job.floor;
+    if (job.normalized) own /= total + kTiny;
     job.ids[lane] = own_id;
     store(job.weights, job.output_element, lane, own * job.scaling);
 }
