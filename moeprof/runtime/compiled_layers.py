@@ -65,7 +65,7 @@ class CompiledLayers:
         self._folder = folder
         options = None
         if backend == "inductor":
-            options = {"post_grad_custom_pre_pass": MergeProducts(), "triton.enable_pdl": True}
+            options = {"post_grad_custom_pre_pass": MergeProducts()}
         self._call = torch.compile(
             _call_layer, fullgraph=True, dynamic=False, backend=backend, options=options
         )
