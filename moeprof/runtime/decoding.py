@@ -20,7 +20,7 @@ from moeprof.errors import CapacityError, UnsupportedModelError
 from moeprof.runtime.attention import use_own_attention
 from moeprof.runtime.compiled_layers import CompiledLayers
 from moeprof.runtime.decode_cache import DecodeCache
-from moeprof.runtime.dense_ops import kernels
+from moeprof.runtime.dense_ops import HAS_KERNELS
 from moeprof.runtime.routers import fuse_routers
 from moeprof.runtime.row_linear import use_row_products
 
@@ -66,7 +66,7 @@ class Decoder:
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
         self._logits: Tensor | None = None
         if self._device.type == "cuda":
-            if kernels() is None:
+            if not HAS_KERNELS:
                 self._note("moeprof was built without a CUDA compiler, so decoding is slow")
             else:
                 self._prepare(num_experts, compiled, captured)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from moeprof.runtime.dense_ops import ELEMENTS, kernels, row_products
+from moeprof.runtime.dense_ops import ELEMENTS, HAS_KERNELS, row_products
 
 _MOST_PRODUCTS = 4
 _CHUNK_BYTES = 16
@@ -44,7 +44,7 @@ def _is_suitable(module: nn.Linear) -> bool:
         and weight.is_contiguous()
         and weight.shape[1] * weight.itemsize % _CHUNK_BYTES == 0
         and (module.bias is None or module.bias.dtype == weight.dtype)
-        and (not weight.is_cuda or kernels() is not None)
+        and (not weight.is_cuda or HAS_KERNELS)
     )
 
 
