@@ -118,7 +118,11 @@ def kernels_of(step: Callable[[], object]) -> list[dict[str, object]]:
         step()
         torch.cuda.synchronize()
     rows = [
-        {"name": event.key[:120], "count": event.count, "seconds": event.self_device_time_total / 1e6}
+        {
+            "name": event.key[:120],
+            "count": event.count,
+            "seconds": event.self_device_time_total / 1e6,
+        }
         for event in profile.key_averages()
         if event.self_device_time_total > 0 and event.device_type.name == "CUDA"
     ]

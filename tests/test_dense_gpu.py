@@ -45,7 +45,9 @@ def check_attention(query, keys, values, mask=None, sinks=None, softcap=0.0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)])
+@pytest.mark.parametrize(
+    "sizes", [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]
+)
 @pytest.mark.parametrize("shared_by", [1, 2, 4, 6, 8, 12, 16])
 def test_attention_of_every_head_size_and_group(dtype, sizes, shared_by):
     groups, length = 2, 200

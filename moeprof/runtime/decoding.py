@@ -219,9 +219,7 @@ class Decoder:
         self.is_compiled = True
         return layers
 
-    def _capture(
-        self, cache: DecodeCache, expected: Tensor, layers: CompiledLayers | None
-    ) -> None:
+    def _capture(self, cache: DecodeCache, expected: Tensor, layers: CompiledLayers | None) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with nullcontext() if layers is None else layers.installed():
@@ -278,7 +276,7 @@ def _line(error: Exception) -> str:
 @contextmanager
 def _side_stream(device: torch.device) -> Iterator[None]:
     """Run on another stream, as torch wants it before a capture."""
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield

@@ -176,14 +176,14 @@ def attends(
         HAS_KERNELS
         and query.dtype in ELEMENTS
         and (mask is None or mask.stride(3) == 1)
-        and all(0 < t.shape[3] <= _MOST_HEAD_SIZE and t.shape[3] % unit == 0 for t in (keys, values))
+        and all(
+            0 < t.shape[3] <= _MOST_HEAD_SIZE and t.shape[3] % unit == 0 for t in (keys, values)
+        )
     )
 
 
 @custom_op("moeprof::row_products", mutates_args=())
-def row_products(
-    row: Tensor, weights: list[Tensor], biases: list[Tensor | None]
-) -> list[Tensor]:
+def row_products(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> list[Tensor]:
     """Products of up to four matrices with the same row.
 
     Args:
