@@ -9,6 +9,7 @@ torch.compile of the whole unmodified model, which takes a minute.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -106,7 +107,7 @@ def seconds_per_step(step: Callable[[], object], steps: int = STEPS) -> float:
         step()
         event.record()
     torch.cuda.synchronize()
-    times = [a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]
+    times = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
     return statistics.median(times) / 1000
 
 
@@ -118,7 +119,11 @@ def kernels_of(step: Callable[[], object]) -> list[dict[str, object]]:
         step()
         torch.cuda.synchronize()
     rows = [
-        {"name": event.key[:120], "count": event.count, "seconds": event.self_device_time_total / 1e6}
+        {
+            "name": event.key[:120],
+            "count": event.count,
+            "seconds": event.self_device_time_total / 1e6,
+        }
         for event in profile.key_averages()
         if event.self_device_time_total > 0 and event.device_type.name == "CUDA"
     ]

@@ -40,12 +40,14 @@ def check_attention(query, keys, values, mask=None, sinks=None, softcap=0.0):
     assert torch.equal(found, again), "the same bits every time"
     assert found.shape == expected.shape
     error = (found.cpu().double() - expected).abs()
-    allowed = TOLERANCE[query.dtype] * (1e-2 + expected.abs()) + 1e-6
+    allowed = TOLERANCE[query.dtype] * (1e-2 + expected.abs()) + 1e-5
     assert (error <= allowed).all(), f"largest error {error.max()}, at {error.argmax()}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)])
+@pytest.mark.parametrize(
+    "sizes", [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]
+)
 @pytest.mark.parametrize("shared_by", [1, 2, 4, 6, 8, 12, 16])
 def test_attention_of_every_head_size_and_group(dtype, sizes, shared_by):
     groups, length = 2, 200

@@ -1,10 +1,10 @@
 from collections.abc import Sequence
 
+MOST_HEAD_SIZE: int
 MOST_PRODUCTS: int
 MOST_ROUTED: int
 MOST_CHOSEN: int
 
-def attention_supported(element: str, key_size: int, value_size: int) -> bool: ...
 def attention_workspace(shape: Sequence[int]) -> tuple[int, int, int]: ...
 def decode_attention(
     addresses: Sequence[int],

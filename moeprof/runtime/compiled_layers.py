@@ -63,7 +63,7 @@ class CompiledLayers:
         self._views = [Cache(layers=[layer]) for layer in cache.layers]
         self._cache = cache
         self._folder = folder
-        options = None
+        options: dict[str, Any] | None = None
         if backend == "inductor":
             options = {"post_grad_custom_pre_pass": MergeProducts()}
         self._call = torch.compile(
@@ -79,7 +79,7 @@ class CompiledLayers:
             stack.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
             stack.enter_context(torch._inductor.config.patch(deterministic=True))
             for i, layer in enumerate(self._layers):
-                layer.forward = self._through(i)  # type: ignore[method-assign]
+                layer.forward = self._through(i)
                 stack.callback(delattr, layer, "forward")
             yield
 

@@ -20,7 +20,7 @@ from moeprof.errors import CapacityError, UnsupportedModelError
 from moeprof.runtime.attention import use_own_attention
 from moeprof.runtime.compiled_layers import CompiledLayers
 from moeprof.runtime.decode_cache import DecodeCache
-from moeprof.runtime.dense_ops import kernels
+from moeprof.runtime.dense_ops import HAS_KERNELS
 from moeprof.runtime.routers import fuse_routers
 from moeprof.runtime.row_linear import use_row_products
 
@@ -66,7 +66,7 @@ class Decoder:
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
         self._logits: Tensor | None = None
         if self._device.type == "cuda":
-            if kernels() is None:
+            if not HAS_KERNELS:
                 self._note("moeprof was built without a CUDA compiler, so decoding is slow")
             else:
                 self._prepare(num_experts, compiled, captured)
@@ -219,9 +219,7 @@ class Decoder:
         self.is_compiled = True
         return layers
 
-    def _capture(
-        self, cache: DecodeCache, expected: Tensor, layers: CompiledLayers | None
-    ) -> None:
+    def _capture(self, cache: DecodeCache, expected: Tensor, layers: CompiledLayers | None) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with nullcontext() if layers is None else layers.installed():
@@ -278,7 +276,7 @@ def _line(error: Exception) -> str:
 @contextmanager
 def _side_stream(device: torch.device) -> Iterator[None]:
     """Run on another stream, as torch wants it before a capture."""
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield

@@ -5,7 +5,6 @@ runs everywhere else and that the kernels are tested against.
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +16,15 @@ _TINY = 1e-20
 ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-@cache
-def kernels() -> Any | None:  # noqa: ANN401
-    """The module of operations for CUDA devices; None where it was not built."""
-    try:
-        from moeprof.native import _cuda
-    except ImportError:
-        return None
-    return _cuda
+try:
+    from moeprof.native import _cuda as _kernels
+except ImportError:  # built without a CUDA compiler
+    _kernels = None  # type: ignore[assignment]
+
+# Plain values: torch.compile cannot look into the module.
+HAS_KERNELS = _kernels is not None
+_MOST_HEAD_SIZE: int = getattr(_kernels, "MOST_HEAD_SIZE", 0)
+_CHUNK_BYTES = 16
 
 
 @cache
@@ -141,10 +141,9 @@ def _attend_on_device(
     scaling: float,
     softcap: float,
 ) -> Tensor:
-    native = kernels()
     batch, heads, _, key_size = query.shape
     shape = (batch, heads, *keys.shape[1:3], key_size, values.shape[3])
-    _, num_floats, num_tickets = native.attention_workspace(shape)
+    _, num_floats, num_tickets = _kernels.attention_workspace(shape)
     stream = _stream(query.device)
     partial = _workspace(query.device, "attention", num_floats)
     tickets = _workspace(query.device, "attention tickets", num_tickets)
@@ -152,7 +151,7 @@ def _attend_on_device(
     addresses = [_address(t) for t in (query, keys, values, mask, sinks, output, partial, tickets)]
     mask_stride = mask.stride(0) if mask is not None and mask.shape[0] == batch else 0
     strides = (*query.stride()[:2], *keys.stride()[:3], *values.stride()[:3], mask_stride)
-    native.decode_attention(
+    _kernels.decode_attention(
         addresses, shape, strides, ELEMENTS[query.dtype], scaling, softcap, stream
     )
     return output
@@ -161,32 +160,30 @@ def _attend_on_device(
 def attends(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sinks: Tensor | None
 ) -> bool:
-    """Whether `decode_attention` computes these tensors; its arguments.
-
-    Strides and addresses are not looked at where tensors have none yet, under torch.compile.
-    """
+    """Whether `decode_attention` computes these tensors; its arguments."""
     if query.shape[2] != 1 or query.shape[1] % keys.shape[1]:
         return False
     if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape[1:3]) != (1, 1)):
         return False
     if any(t.dtype != query.dtype for t in (keys, values, *([] if sinks is None else [sinks]))):
         return False
+    if any(t.stride(3) != 1 for t in (query, keys, values)):
+        return False
     if not query.is_cuda:
         return True
-    native = kernels()
+    unit = _CHUNK_BYTES // query.element_size()
     return (
-        native is not None
+        HAS_KERNELS
         and query.dtype in ELEMENTS
-        and all(t.stride(3) == 1 for t in (query, keys, values))
         and (mask is None or mask.stride(3) == 1)
-        and native.attention_supported(ELEMENTS[query.dtype], query.shape[3], values.shape[3])
+        and all(
+            0 < t.shape[3] <= _MOST_HEAD_SIZE and t.shape[3] % unit == 0 for t in (keys, values)
+        )
     )
 
 
 @custom_op("moeprof::row_products", mutates_args=())
-def row_products(
-    row: Tensor, weights: list[Tensor], biases: list[Tensor | None]
-) -> list[Tensor]:
+def row_products(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> list[Tensor]:
     """Products of up to four matrices with the same row.
 
     Args:
@@ -203,7 +200,7 @@ def row_products(
             for weight, bias in zip(weights, biases, strict=True)
         ]
     outputs = [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
-    kernels().row_products(
+    _kernels.row_products(
         row.data_ptr(),
         [weight.data_ptr() for weight in weights],
         [_address(bias) for bias in biases],
@@ -267,7 +264,7 @@ def route(
     stream = _stream(row.device)
     ticket = _workspace(row.device, "route ticket", 1)
     tensors = (row, weight, bias, correction, logits, weights, ids, ticket)
-    kernels().route(
+    _kernels.route(
         [_address(tensor) for tensor in tensors],
         [ELEMENTS[dtype] for dtype in (row.dtype, weight.dtype, logit_dtype, weight_dtype)],
         (columns, experts, top_k),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moeprof.runtime.dense_ops import ELEMENTS, kernels, route, route_rows
+from moeprof.runtime.dense_ops import ELEMENTS, HAS_KERNELS, route, route_rows
 
 _TRIED_ROWS = 64
 _MOST_EXPERTS = 1024
@@ -96,7 +96,7 @@ def recognise(module: nn.Module, num_experts: int) -> RouterSetting | None:
     weight: Tensor = getattr(module, weight_name)
     if weight.dtype not in ELEMENTS or weight.shape[1] % 8 or not weight.is_contiguous():
         return None
-    if weight.is_cuda and kernels() is None:
+    if weight.is_cuda and not HAS_KERNELS:
         return None
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((_TRIED_ROWS, weight.shape[1]), generator=generator).to(weight)
@@ -111,7 +111,10 @@ def recognise(module: nn.Module, num_experts: int) -> RouterSetting | None:
     logits, weights, ids = outcome
     vectors = [
         name
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        )
         if tensor.shape == (num_experts,)
     ]
     for bias, correction in itertools.product((None, *vectors), repeat=2):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from moeprof.runtime.dense_ops import ELEMENTS, kernels, row_products
+from moeprof.runtime.dense_ops import ELEMENTS, HAS_KERNELS, row_products
 
 _MOST_PRODUCTS = 4
 _CHUNK_BYTES = 16
+_PRODUCTS = torch.ops.moeprof.row_products.default
 
 
 class RowLinear(nn.Linear):
@@ -20,7 +21,8 @@ class RowLinear(nn.Linear):
         """The layer's product, as `nn.Linear` defines it."""
         if input.numel() != self.in_features or input.dtype != self.weight.dtype:
             return super().forward(input)
-        return row_products(input.contiguous(), [self.weight], [self.bias])[0]
+        product: Tensor = row_products(input.contiguous(), [self.weight], [self.bias])[0]
+        return product
 
 
 def use_row_products(model: nn.Module) -> int:
@@ -44,18 +46,18 @@ def _is_suitable(module: nn.Linear) -> bool:
         and weight.is_contiguous()
         and weight.shape[1] * weight.itemsize % _CHUNK_BYTES == 0
         and (module.bias is None or module.bias.dtype == weight.dtype)
-        and (not weight.is_cuda or kernels() is not None)
+        and (not weight.is_cuda or HAS_KERNELS)
     )
 
 
-class MergeProducts(CustomGraphPass):  # type: ignore[misc]
+class MergeProducts(CustomGraphPass):
     """Joins products with the same row in a graph of torch.compile into one operation."""
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite a graph in place."""
         by_row: dict[Any, list[fx.Node]] = {}
         for node in graph.nodes:
-            if node.target is torch.ops.moeprof.row_products.default:
+            if node.target is _PRODUCTS:
                 by_row.setdefault(node.args[0], []).append(node)
         for row, nodes in by_row.items():
             for begin in range(0, len(nodes), _MOST_PRODUCTS):
@@ -67,13 +69,15 @@ class MergeProducts(CustomGraphPass):  # type: ignore[misc]
 
 
 def _merge(graph: fx.Graph, row: fx.Node, nodes: list[fx.Node]) -> None:
-    if len(nodes) < 2 or any(len(node.args[1]) != 1 for node in nodes):
+    operands: list[Any] = [node.args for node in nodes]
+    if len(nodes) < 2 or any(len(weights) != 1 for _, weights, _ in operands):
         return
-    weights, biases = ([node.args[i][0] for node in nodes] for i in (1, 2))
+    weights = [own[0] for _, own, _ in operands]
+    biases = [own[0] for _, _, own in operands]
     if any(isinstance(w, fx.Node) and w.op != "placeholder" for w in (*weights, *biases)):
         return
     with graph.inserting_before(nodes[0]):
-        merged = graph.call_function(nodes[0].target, (row, weights, biases))
+        merged = graph.call_function(_PRODUCTS, (row, weights, biases))
         parts = [graph.call_function(operator.getitem, (merged, i)) for i in range(len(nodes))]
     merged.meta["val"] = [node.meta["val"][0] for node in nodes]
     for node, part in zip(nodes, parts, strict=True):

@@ -25,7 +25,6 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kTile = 64;
 constexpr int kMostSplits = 64;
-constexpr int kMostHeadSize = 256;
 constexpr int kTilesAtOnce = 32;  // whose masks are looked at together
 constexpr int kRowLanes = 8;      // that share a key row
 constexpr int kRowsAtOnce = 4;    // key rows of a lane whose loads are in flight together
@@ -54,6 +53,8 @@ struct Shared {
     float rescale[kHeads];
     unsigned seen[2 * kTilesAtOnce];
     float share[kHeads * kMostSplits];
+    int active[kMostSplits];
+    int num_active;
     bool is_last;
 };
 
@@ -228,24 +229,45 @@ __device__ void join_parts(const DecodeAttention& job, Shared<kHeads>& shared, i
                 shared.share[g * kMostSplits + split] = sum > 0 ? scale[i] / sum : 0;
         }
     }
+    if (threadIdx.x < 32) {
+        // A part that saw something did so for all heads; the others wrote no values.
+        const std::int64_t at = (std::int64_t{batch} * job.heads + head0) * job.splits;
+        int before = 0;
+#pragma unroll
+        for (int i = 0; i < kMostSplits / 32; ++i) {
+            const int split = lane + 32 * i;
+            const bool saw = split < job.splits && __ldcg(&state[at + split]).y > 0;
+            const unsigned all = __ballot_sync(0xffffffffU, saw);
+            if (saw) shared.active[before + __popc(all & ((1U << lane) - 1))] = split;
+            before += __popc(all);
+        }
+        if (lane == 0) shared.num_active = before;
+    }
     __syncthreads();
+    constexpr int kAhead = 8;
     const int quarters = job.value_size / 4;
     for (int item = threadIdx.x; item < num_heads * quarters; item += kThreads) {
         const int g = item / quarters;
-        const int column = 4 * (item % quarters);
+        const int column = 4 * (item - g * quarters);
         const std::int64_t head = std::int64_t{batch} * job.heads + head0 + g;
         const float* parts = job.partial + head * job.splits * job.value_size + column;
         float4 total = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-        for (int split = 0; split < job.splits; ++split) {
-            const float share = shared.share[g * kMostSplits + split];
-            if (share == 0) continue;  // a part that saw nothing wrote nothing
-            const float4 part = __ldcg(
-                reinterpret_cast<const float4*>(parts + std::int64_t{split} * job.value_size));
-            total.x = fmaf(share, part.x, total.x);
-            total.y = fmaf(share, part.y, total.y);
-            total.z = fmaf(share, part.z, total.z);
-            total.w = fmaf(share, part.w, total.w);
+        for (int begin = 0; begin < shared.num_active; begin += kAhead) {
+            float4 loaded[kAhead];
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) {
+                const int split = shared.active[min(begin + i, shared.num_active - 1)];
+                loaded[i] = __ldcg(reinterpret_cast<const float4*>(parts + split * job.value_size));
+            }
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) {
+                if (begin + i >= shared.num_active) break;
+                const float share = shared.share[g * kMostSplits + shared.active[begin + i]];
+                total.x = fmaf(share, loaded[i].x, total.x);
+                total.y = fmaf(share, loaded[i].y, total.y);
+                total.z = fmaf(share, loaded[i].z, total.z);
+                total.w = fmaf(share, loaded[i].w, total.w);
+            }
         }
         T* output = static_cast<T*>(job.output) + head * job.value_size + column;
         output[0] = from_float<T>(total.x);
@@ -286,17 +308,19 @@ __global__ void __launch_bounds__(kThreads)
     const T* own_values = values + value_chunk * kPerChunk;
 
     const int chunks = job.key_size / kPerChunk;
-    for (int at = threadIdx.x; at < kHeads * job.key_size; at += kThreads) {
-        const int g = at / job.key_size;
-        const int column = at % job.key_size;
-        float value = 0;
+    const T* query = static_cast<const T*>(job.query) + batch * job.query_strides[0] +
+                     head0 * job.query_strides[1];
+    for (int at = threadIdx.x; at < kHeads * chunks; at += kThreads) {
+        const int g = at / chunks;
+        const int chunk = at - g * chunks;
+        float values[kPerChunk] = {};
         if (g < num_heads)
-            value = to_float(
-                static_cast<const T*>(job.query)[batch * job.query_strides[0] +
-                                                 (head0 + g) * job.query_strides[1] + column]);
-        const int part = column % kPerChunk / 4;
-        const int chunk = column / kPerChunk;
-        shared.query[4 * ((part * kHeads + g) * chunks + chunk) + column % 4] = value;
+            unpack<T>(load(query + g * job.query_strides[1] + chunk * kPerChunk), values);
+#pragma unroll
+        for (int part = 0; part < kPerChunk / 4; ++part)
+            *reinterpret_cast<float4*>(&shared.query[4 * ((part * kHeads + g) * chunks + chunk)]) =
+                make_float4(values[4 * part], values[4 * part + 1], values[4 * part + 2],
+                            values[4 * part + 3]);
     }
     if (threadIdx.x < kHeads) {
         shared.largest[threadIdx.x] = -INFINITY;
@@ -383,21 +407,32 @@ __global__ void __launch_bounds__(kThreads)
         if (sums_values) {
 #pragma unroll
             for (int g = 0; g < kHeads; ++g) {
-                float* row = &sums_of_rows[(row_set * kHeads + g) * job.value_size +
-                                           value_chunk * kPerChunk];
+                float4* row = reinterpret_cast<float4*>(
+                    &sums_of_rows[(row_set * kHeads + g) * job.value_size +
+                                  value_chunk * kPerChunk]);
 #pragma unroll
-                for (int e = 0; e < kPerChunk; ++e) row[e] = sums[g][e];
+                for (int e = 0; e < kPerChunk / 4; ++e)
+                    row[e] = make_float4(sums[g][4 * e], sums[g][4 * e + 1], sums[g][4 * e + 2],
+                                         sums[g][4 * e + 3]);
             }
         }
         __syncthreads();
-        for (int at = threadIdx.x; at < num_heads * job.value_size; at += kThreads) {
-            float total = 0;
-            for (int set = 0; set < row_sets; ++set)
-                total += sums_of_rows[set * kHeads * job.value_size + at];
-            const int g = at / job.value_size;
+        const int quarters = job.value_size / 4;
+        const float4* rows = reinterpret_cast<const float4*>(sums_of_rows);
+        for (int at = threadIdx.x; at < num_heads * quarters; at += kThreads) {
+            float4 total = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+            for (int set = 0; set < row_sets; ++set) {
+                const float4 row = rows[set * kHeads * quarters + at];
+                total.x += row.x;
+                total.y += row.y;
+                total.z += row.z;
+                total.w += row.w;
+            }
+            const int g = at / quarters;
             const std::int64_t part =
                 (std::int64_t{batch} * job.heads + head0 + g) * job.splits + split;
-            job.partial[part * job.value_size + at % job.value_size] = total;
+            reinterpret_cast<float4*>(job.partial)[part * quarters + at - g * quarters] = total;
         }
     }
     if (threadIdx.x < num_heads) {
@@ -473,14 +508,6 @@ std::int64_t attention_partial_floats(int batch, int heads, int value_size, int 
 
 int attention_tickets(int batch, int heads, int groups) {
     return batch * groups * blocks_of_group(heads, groups);
-}
-
-bool attention_supported(Element element, int key_size, int value_size) {
-    const int unit = element == Element::kFloat32 ? 4 : 8;
-    const auto fits = [unit](int size) {
-        return size > 0 && size <= kMostHeadSize && size % unit == 0;
-    };
-    return fits(key_size) && fits(value_size);
 }
 
 cudaError_t decode_attention(const DecodeAttention& job, cudaStream_t stream) {

@@ -51,7 +51,9 @@ void check_shape(const AttentionShape& shape, Element element) {
     const auto [batch, heads, groups, length, key_size, value_size] = shape;
     if (batch < 1 || groups < 1 || heads < groups || length < 1 || heads % groups != 0)
         refuse("shape: positive sizes expected, and heads a multiple of groups");
-    if (!attention_supported(element, key_size, value_size))
+    const int unit = element == Element::kFloat32 ? 4 : 8;
+    if (key_size < 1 || key_size > kMostHeadSize || key_size % unit != 0 || value_size < 1 ||
+        value_size > kMostHeadSize || value_size % unit != 0)
         refuse("shape: head sizes of " + std::to_string(key_size) + " and " +
                std::to_string(value_size) + " are not supported");
 }
@@ -72,7 +74,8 @@ void run_attention(std::array<Address, 8> addresses, const AttentionShape& shape
     check_aligned(addresses[1], "keys");
     check_aligned(addresses[2], "values");
     const std::int64_t unit = job.element == Element::kFloat32 ? 4 : 8;
-    for (int i = 2; i < 8; ++i)
+    check_aligned(addresses[0], "query");
+    for (int i = 0; i < 8; ++i)
         if (strides[i] % unit != 0) refuse("strides: rows must start on 16 bytes");
     job.query = pointer(addresses[0]);
     job.keys = pointer(addresses[1]);
@@ -154,15 +157,10 @@ void run_route(std::array<Address, 8> addresses, const std::array<std::string, 4
 }  // namespace
 
 void bind_dense(nb::module_& m) {
+    m.attr("MOST_HEAD_SIZE") = kMostHeadSize;
     m.attr("MOST_PRODUCTS") = RowProducts::kMost;
     m.attr("MOST_ROUTED") = kMostRouted;
     m.attr("MOST_CHOSEN") = kMostChosen;
-    m.def(
-        "attention_supported",
-        [](const std::string& element, int key_size, int value_size) {
-            return attention_supported(element_of(element), key_size, value_size);
-        },
-        nb::arg("element"), nb::arg("key_size"), nb::arg("value_size"));
     m.def(
         "attention_workspace", &attention_workspace, nb::arg("shape"),
         "Parts of the context, float32 values and uint32 tickets (zero at first) that "
@@ -176,8 +174,7 @@ void bind_dense(nb::module_& m) {
           nb::arg("outputs"), nb::arg("rows"), nb::arg("columns"), nb::arg("element"),
           nb::arg("stream"), "Up to four matrices times the same row, each plus its bias or 0.");
     m.def("route", &run_route, nb::arg("addresses"), nb::arg("elements"), nb::arg("shape"),
-          nb::arg("score"), nb::arg("normalized"), nb::arg("scaling"),
-          nb::arg("stream"),
+          nb::arg("score"), nb::arg("normalized"), nb::arg("scaling"), nb::arg("stream"),
           "A plain router for one token. Addresses: row, weight, bias or 0, correction or 0, "
           "logits, weights, ids, ticket. Elements: of row, weight, logits, weights. Shape: "
           "columns, experts, top_k.");

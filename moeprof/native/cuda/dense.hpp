@@ -50,8 +50,8 @@ int attention_splits(int batch, int heads, int groups, int length);
 std::int64_t attention_partial_floats(int batch, int heads, int value_size, int splits);
 int attention_tickets(int batch, int heads, int groups);
 
-/// Whether the kernel has this shape; others are a caller's error.
-bool attention_supported(Element element, int key_size, int value_size);
+/// Largest size of a head; sizes are multiples of 16 bytes.
+inline constexpr int kMostHeadSize = 256;
 
 cudaError_t decode_attention(const DecodeAttention& job, cudaStream_t stream);
 
@@ -100,7 +100,7 @@ struct Route {
     float scaling;
 };
 
-inline constexpr float kTiny = 1e-20F;      // added to the sum that divides
+inline constexpr float kTiny = 1e-20F;    // added to the sum that divides
 inline constexpr int kMostRouted = 1024;  // experts
 inline constexpr int kMostChosen = 32;    // top_k
 
