@@ -113,7 +113,11 @@ def check_equal_to(checkpoint: Checkpoint, whole: torch.nn.Module, dtype: torch.
                     assert torch.equal(value, parameter[expert])
                     assert not torch.equal(value, parameter[(expert + 1) % num_experts])
     loaded = load(
-        make_placement(checkpoint), checkpoint, device="cpu", dtype=str(dtype).split(".")[1]
+        make_placement(checkpoint),
+        checkpoint,
+        device="cpu",
+        dtype=str(dtype).split(".")[1],
+        weight_format="stored",
     )
     whole.set_experts_implementation("eager")
     ids = torch.tensor([IDS])
