@@ -219,9 +219,7 @@ class Decoder:
         self.is_compiled = True
         return layers
 
-    def _capture(
-        self, cache: DecodeCache, expected: Tensor, layers: CompiledLayers | None
-    ) -> None:
+    def _capture(self, cache: DecodeCache, expected: Tensor, layers: CompiledLayers | None) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with nullcontext() if layers is None else layers.installed():

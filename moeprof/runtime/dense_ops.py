@@ -184,9 +184,7 @@ def attends(
 
 
 @custom_op("moeprof::row_products", mutates_args=())
-def row_products(
-    row: Tensor, weights: list[Tensor], biases: list[Tensor | None]
-) -> list[Tensor]:
+def row_products(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> list[Tensor]:
     """Products of up to four matrices with the same row.
 
     Args:

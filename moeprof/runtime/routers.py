@@ -111,7 +111,10 @@ def recognise(module: nn.Module, num_experts: int) -> RouterSetting | None:
     logits, weights, ids = outcome
     vectors = [
         name
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        )
         if tensor.shape == (num_experts,)
     ]
     for bias, correction in itertools.product((None, *vectors), repeat=2):
