@@ -208,7 +208,7 @@ class _Building:
 
     def put(self, row: int, expert: int, packed: NDArray[np.uint8]) -> None:
         """Write an expert at its place and remember its checksum."""
-        content = memoryview(np.ascontiguousarray(packed)).cast("B")
+        content = memoryview(np.ascontiguousarray(packed).data).cast("B")
         offset = expert * self._sizes[row]
         written = 0
         while written < len(content):
@@ -224,10 +224,10 @@ class _Building:
             os.fsync(file.fileno())
             file.close()
         manifest = self._identity | {"checksums": self._sums}
-        with (self._path / _MANIFEST).open("w", encoding="ascii") as file:
-            json.dump(manifest, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with (self._path / _MANIFEST).open("wb") as written:
+            written.write(json.dumps(manifest).encode())
+            written.flush()
+            os.fsync(written.fileno())
         (self._path / _LOCK).unlink()
         _replace(self._path, path)
         self._lock.close()
@@ -320,7 +320,7 @@ def _damage(
         return "a file is missing or has another size"
 
     def is_good(row: int) -> bool:
-        return [zlib.crc32(expert) for expert in layers[row]] == checksums[row]
+        return bool([zlib.crc32(expert) for expert in layers[row]] == checksums[row])
 
     if [len(layer) for layer in checksums] != [num_experts] * len(sizes):
         return "its manifest cannot be read"
