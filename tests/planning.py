@@ -35,6 +35,7 @@ def make_facts(
         fingerprint=changes.get("fingerprint", "fingerprint"),
         shape=shape,
         expert_bytes=shape.expert_bytes,
+        dense_bytes=shape.dense_bytes,
         kv_cache_bytes=kv_cache_bytes,
         workspace_bytes=workspace_bytes,
     )

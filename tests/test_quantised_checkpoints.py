@@ -113,7 +113,11 @@ def check_equal_to(checkpoint: Checkpoint, whole: torch.nn.Module, dtype: torch.
                     assert torch.equal(value, parameter[expert])
                     assert not torch.equal(value, parameter[(expert + 1) % num_experts])
     loaded = load(
-        make_placement(checkpoint), checkpoint, device="cpu", dtype=str(dtype).split(".")[1]
+        make_placement(checkpoint),
+        checkpoint,
+        device="cpu",
+        dtype=str(dtype).split(".")[1],
+        weight_format="stored",
     )
     whole.set_experts_implementation("eager")
     ids = torch.tensor([IDS])
@@ -261,6 +265,15 @@ def test_experts_and_the_rest_are_all_bytes_of_an_mxfp4_file(
     assert (shape.dtype, checkpoint.compute_dtype) == ("mxfp4", "bfloat16")
     tensors = load_file(mxfp4_pair[0] / "model.safetensors").values()
     assert shape.total_expert_bytes + shape.dense_bytes == sum(t.nbytes for t in tensors)
+
+
+def test_decoded_weights_outside_the_experts_are_planned_for(fp8_pair: tuple[Path, Path]) -> None:
+    quantised, plain = (
+        model_facts(path, PlanRequest(vram_bytes=10**7, context_tokens=64)) for path in fp8_pair
+    )
+    held = load(make_placement(read_checkpoint(fp8_pair[0])), device="cpu", dtype="float32")
+    assert quantised.dense_bytes == sum(p.nbytes for p in held.model.parameters())
+    assert quantised.dense_bytes == plain.dense_bytes > quantised.shape.dense_bytes
 
 
 def test_workspace_does_not_follow_how_weights_are_stored(fp8_pair: tuple[Path, Path]) -> None:

@@ -28,6 +28,7 @@ def model_facts(model: str | Path, request: PlanRequest) -> ModelFacts:
         fingerprint=checkpoint.fingerprint,
         shape=checkpoint.shape,
         expert_bytes=_expert_bytes(checkpoint, request.weight_format),
+        dense_bytes=checkpoint.dense_loaded_bytes,
         kv_cache_bytes=kv_cache_bytes(checkpoint, context, batch),
         workspace_bytes=workspace_bytes(checkpoint, context, batch),
     )

@@ -35,6 +35,7 @@ class Checkpoint:
         tensors: what the safetensors headers list.
         weights: the weights that these tensors hold, quantised ones with their scales.
         expert_weights: for each MoE layer the elements of one expert.
+        dense_loaded_bytes: bytes of everything outside the experts while it runs.
         compute_dtype: element type to compute in: the experts' own, or where they are quantised
             that of the config.
         max_positions: tokens of context that the model was made for; None where its config does
@@ -49,6 +50,7 @@ class Checkpoint:
     tensors: tuple[TensorEntry, ...]
     weights: tuple[StoredTensor, ...]
     expert_weights: tuple[int, ...]
+    dense_loaded_bytes: int
     compute_dtype: str
     max_positions: int | None
 
@@ -69,7 +71,8 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
     config = load_config(path)
     tensors = read_headers(path)
     weights = stored_tensors(tensors, quantization)
-    shape, expert_weights = _shape(config, weights)
+    shape, mapped = _shape(config, weights)
+    compute_dtype = _compute_dtype(config, shape.dtype)
     name = path.name if Path(model).expanduser().exists() else str(model)
     limit = getattr(text_config(config), "max_position_embeddings", None)
     return Checkpoint(
@@ -80,16 +83,17 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
         shape=shape,
         tensors=tensors,
         weights=weights,
-        expert_weights=expert_weights,
-        compute_dtype=_compute_dtype(config, shape.dtype),
+        expert_weights=_expert_weights(shape, mapped),
+        dense_loaded_bytes=_loaded_bytes(mapped.dense, compute_dtype),
+        compute_dtype=compute_dtype,
         max_positions=limit if isinstance(limit, int) else None,
     )
 
 
 def _shape(
     config: PretrainedConfig, weights: tuple[StoredTensor, ...]
-) -> tuple[ModelShape, tuple[int, ...]]:
-    """The model's numbers, and for each MoE layer the weights of one expert."""
+) -> tuple[ModelShape, CheckpointMap]:
+    """The model's numbers, and how it uses its checkpoint."""
     model = build_skeleton(config)
     modules = find_moe_layers(model)
     mapped = map_checkpoint(model, modules, weights)
@@ -109,8 +113,22 @@ def _shape(
         dense_bytes=sum(entry.num_bytes for entry in mapped.dense),
         dtype=_stored_dtype(mapped),
     )
-    return shape, tuple(
-        sum(source.num_weights for source in sources) // num_experts for sources in mapped.experts
+    return shape, mapped
+
+
+def _expert_weights(shape: ModelShape, mapped: CheckpointMap) -> tuple[int, ...]:
+    return tuple(
+        sum(source.num_weights for source in sources) // shape.num_experts
+        for sources in mapped.experts
+    )
+
+
+def _loaded_bytes(weights: tuple[StoredTensor, ...], compute_dtype: str) -> int:
+    """Bytes of weights in memory: plain ones as stored, quantised ones in the computing type."""
+    element = element_type(compute_dtype) or torch.bfloat16
+    return sum(
+        weight.num_bytes if weight.scales is None else weight.num_weights * element.itemsize
+        for weight in weights
     )
 
 

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from moeprof.cli.options import Force, Json, Seed, read_text
+from moeprof.cli.progress import LoadBars
 from moeprof.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -71,15 +72,17 @@ def bench(
     if output is not None:
         check_free(output, force)
     plan = read_placement(placement)
-    loaded = load(
-        plan,
-        model,
-        device=device,
-        dtype=dtype,
-        weight_format=weight_format or (None if plan.planned_formats else "bf16"),
-        num_threads=threads,
-        movable=True,
-    )
+    with LoadBars(as_json) as bars:
+        loaded = load(
+            plan,
+            model,
+            device=device,
+            dtype=dtype,
+            weight_format=weight_format or (None if plan.planned_formats else "bf16"),
+            num_threads=threads,
+            movable=True,
+            progress=bars.advance,
+        )
     fed = _token_ids(loaded, text, prompt_tokens + decode_tokens)
     cases = cases_of(plan, loaded.experts.expert_bytes, seed)
     with Progress(console=Console(stderr=True), transient=True) as bar:

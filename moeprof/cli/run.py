@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from moeprof.cli.options import Json, Seed, read_text
+from moeprof.cli.progress import LoadBars
 from moeprof.errors import MoeprofError
 
 if TYPE_CHECKING:
     from moeprof.placement import Placement
-    from moeprof.runtime import LoadOptions, RunReport, Sampling, Session
+    from moeprof.runtime import LoadedModel, LoadOptions, RunReport, Sampling, Session
 
 
 def run(
@@ -68,6 +69,12 @@ def run(
             help="Threads that compute experts in RAM. [default: one per core]",
         ),
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep the packed experts there, and start from them next time."
+        ),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -85,7 +92,7 @@ def run(
     if sum(given) != 1:
         raise typer.BadParameter("give one of --prompt, --prompt-file, --chat and --replay")
     from moeprof.placement import read_placement
-    from moeprof.runtime import Sampling, Session, load
+    from moeprof.runtime import Sampling, Session
 
     plan = read_placement(placement)
     options: LoadOptions = {
@@ -93,13 +100,15 @@ def run(
         "dtype": dtype,
         "weight_format": weight_format,
         "num_threads": threads,
+        "store": store,
+        "tell": lambda line: typer.echo(line, err=True),
     }
     if replay is not None:
-        report = _replay(plan, replay, model, options)
+        report = _replay(plan, replay, model, options, quiet=as_json)
     else:
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         text = prompt if prompt_file is None else read_text(prompt_file, "--prompt-file")
-        session = Session(load(plan, model, **options))
+        session = Session(_load(plan, model, options, quiet=as_json))
         if text is None:
             _chat(session, sampling, quiet=as_json)
         else:
@@ -111,13 +120,25 @@ def run(
         raise typer.Exit(1)
 
 
-def _replay(plan: "Placement", spec: str, model: str | None, options: "LoadOptions") -> "RunReport":
-    from moeprof.runtime import load, replay, select_documents
+def _load(
+    plan: "Placement", model: str | None, options: "LoadOptions", quiet: bool
+) -> "LoadedModel":
+    from moeprof.runtime import load
+
+    with LoadBars(quiet) as bars:
+        options["progress"] = bars.advance
+        return load(plan, model, **options)
+
+
+def _replay(
+    plan: "Placement", spec: str, model: str | None, options: "LoadOptions", quiet: bool
+) -> "RunReport":
+    from moeprof.runtime import replay, select_documents
 
     selection = select_documents(spec)
     if options["dtype"] == "auto":
         options = {**options, "dtype": selection.trace.metadata.capture.dtype}
-    loaded = load(plan, model, **options)
+    loaded = _load(plan, model, options, quiet)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replay", total=None)
         return replay(

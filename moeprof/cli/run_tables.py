@@ -9,6 +9,7 @@ from rich.table import Table
 from moeprof.placement.manifest import Estimate
 from moeprof.runtime.formats import STORED
 from moeprof.runtime.report import HOST_ONLY, ReplayReport, RunReport
+from moeprof.runtime.vram import VramReport
 from moeprof.units import format_size
 
 
@@ -17,6 +18,8 @@ def print_report(report: RunReport, console: Console) -> None:
     if report.host_only:
         console.print(f"note: {HOST_ONLY}", highlight=False, soft_wrap=True)
     console.print(_tiers(report))
+    if report.vram is not None:
+        console.print(_vram(report.vram), highlight=False, soft_wrap=True)
     console.print(_phases(report))
     if report.replay is not None:
         console.print(_hits(report.replay))
@@ -40,6 +43,14 @@ def _tiers(report: RunReport) -> Table:
             format_size(tier.allocated_bytes),
         )
     return table
+
+
+def _vram(vram: VramReport) -> str:
+    return (
+        f"vram: {format_size(vram.loaded_bytes)} loaded, {format_size(vram.planned_bytes)} "
+        f"planned; {format_size(vram.needed_bytes)} with KV cache, workspace and context, of "
+        f"{format_size(vram.budget_bytes)}; {format_size(vram.free_bytes)} free on the card"
+    )
 
 
 def _phases(report: RunReport) -> Table:

@@ -14,7 +14,7 @@ def expert_budget(model: ModelFacts, request: PlanRequest) -> Budget:
             profile has less VRAM than the budget.
     """
     parts = {
-        "weights outside the experts": model.shape.dense_bytes,
+        "weights outside the experts": model.dense_bytes,
         "KV cache": model.kv_cache_bytes,
         "workspace": model.workspace_bytes,
         "device context": request.device_context_bytes,
@@ -32,7 +32,7 @@ def expert_budget(model: ModelFacts, request: PlanRequest) -> Budget:
         )
     return Budget(
         total_bytes=request.vram_bytes,
-        dense_bytes=model.shape.dense_bytes,
+        dense_bytes=model.dense_bytes,
         kv_cache_bytes=model.kv_cache_bytes,
         workspace_bytes=model.workspace_bytes,
         device_context_bytes=request.device_context_bytes,

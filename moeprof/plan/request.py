@@ -17,6 +17,8 @@ class ModelFacts:
         fingerprint: hash of the config and of the checkpoint's tensor headers.
         shape: the model's numbers.
         expert_bytes: for each MoE layer the bytes of one expert in the request's format.
+        dense_bytes: of the weights outside the experts while they run: those of a quantised
+            checkpoint are decoded.
         kv_cache_bytes: of the KV cache for the request's context and batch.
         workspace_bytes: of the intermediate values of a forward.
     """
@@ -25,6 +27,7 @@ class ModelFacts:
     fingerprint: str
     shape: ModelShape
     expert_bytes: tuple[int, ...]
+    dense_bytes: int
     kv_cache_bytes: int
     workspace_bytes: int
 

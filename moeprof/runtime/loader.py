@@ -1,5 +1,7 @@
 """Loading a checkpoint under a placement: each expert is read once, straight into its tier."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -17,13 +19,16 @@ from moeprof.checkpoint.skeleton import build_skeleton, load_config, text_config
 from moeprof.checkpoint.weights import LoadProgress, TensorReader, lazy_weights
 from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
+from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import IMPLEMENTATION
-from moeprof.runtime.formats import choose_format
+from moeprof.runtime.formats import STORED, choose_format
+from moeprof.runtime.kept_stores import KeptStore
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.model import LoadedModel, SplitModel
 from moeprof.runtime.shells import load_without_experts
 from moeprof.runtime.split import ExpertsRequest, SplitExperts, make_experts
 from moeprof.runtime.stores import SlotTable
+from moeprof.runtime.vram import measure_vram
 
 # What a load reports its progress on.
 DENSE, EXPERTS = "weights outside the experts", "experts"
@@ -42,6 +47,8 @@ class LoadOptions(TypedDict, total=False):
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
         progress: told how far reading is, of `DENSE` and then of `EXPERTS`, in bytes as stored.
+        store: directory that keeps packed experts for the next start; None to keep none.
+        tell: called with a line on what is kept.
     """
 
     device: str
@@ -50,6 +57,8 @@ class LoadOptions(TypedDict, total=False):
     num_threads: int | None
     movable: bool
     progress: LoadProgress | None
+    store: Path | None
+    tell: Callable[[str], object] | None
 
 
 def load(
@@ -67,13 +76,22 @@ def load(
     Raises:
         PlacementError: the placement is for another checkpoint or format, or uses the nvme tier.
         UnsupportedModelError: the model cannot be found or run.
-        CapacityError: no such device, or a tier does not fit.
+        CapacityError: no such device, a tier or the kept store does not fit, or the run would
+            overrun its VRAM budget.
     """
     checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
     placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
+    before = _allocated(resolve_device(options.get("device", "auto")))
     split = _load(checkpoint, placement.tier_of, placement, options)
+    tensors = sum(1 for _ in split.model.parameters()) + sum(1 for _ in split.model.buffers())
+    slots = int((placement.tier_of == Tier.VRAM).sum())
+    vram = measure_vram(placement.budget, split.device, before, tensors + slots)
     facts = {field.name: getattr(split, field.name) for field in fields(split)}
-    return LoadedModel(**facts, placement=placement)
+    return LoadedModel(**facts, placement=placement, vram=vram)
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def load_split(
@@ -124,10 +142,10 @@ def _load(
     )
     mapped = map_checkpoint(skeleton, modules, checkpoint.weights)
     progress = options.get("progress")
-    with TensorReader(checkpoint.path) as reader:
+    with TensorReader(checkpoint.path) as reader, _kept(checkpoint, experts, options) as kept:
         dense = lazy_weights(mapped.dense, reader, DENSE, progress)
         loaded = load_without_experts(checkpoint.path, skeleton, modules, dense, element).to(place)
-        _fill(experts, _Source(checkpoint, skeleton, mapped, reader), progress)
+        _fill(experts, _Source(checkpoint, skeleton, mapped, reader), kept, progress)
     for found, layer in zip(find_moe_layers(loaded), experts.layers(), strict=True):
         found.module.moeprof_layer = layer  # type: ignore[assignment]
     loaded.set_experts_implementation(IMPLEMENTATION)
@@ -174,19 +192,61 @@ class _Source:
         }
 
 
-def _fill(experts: SplitExperts, source: _Source, progress: LoadProgress | None) -> None:
-    """Stream every expert from the checkpoint into its slot."""
-    checkpoint, shape = source.checkpoint, source.checkpoint.shape
+@contextmanager
+def _kept(
+    checkpoint: Checkpoint, experts: SplitExperts, options: LoadOptions
+) -> Iterator[KeptStore | None]:
+    """The kept store that is asked for; what was not finished is removed."""
+    directory = options.get("store")
+    if directory is None:
+        yield None
+        return
+    if experts.weight_format == STORED:
+        raise UnsupportedModelError(
+            f"{directory}: keeps packed experts, and format stored has none",
+            "run with --format q8_0, q4_0 or bf16, or without --store",
+        )
+    tell = options.get("tell") or (lambda line: None)
+    store = KeptStore.open_or_create(
+        directory, checkpoint, experts.weight_format, experts.expert_bytes
+    )
+    with store:
+        if store.note is not None:
+            tell(store.note)
+        tell(f"{store.path}: experts are {'read from' if store.is_whole else 'kept in'} there")
+        yield store
+
+
+def _fill(
+    experts: SplitExperts,
+    source: _Source,
+    kept: KeptStore | None,
+    progress: LoadProgress | None,
+) -> None:
+    """Bring every expert into its slot, from what is kept or from the checkpoint."""
+    shape = source.checkpoint.shape
     done = 0
     for row, num_bytes in enumerate(shape.expert_bytes):
         for expert in range(shape.num_experts):
-            try:
-                experts.put(row, expert, source.read_expert(row, expert))
-            except ValueError as error:
-                raise UnsupportedModelError(
-                    f"{checkpoint.name}: layer {shape.moe_layers[row]}, expert {expert}: {error}",
-                    "the checkpoint is of another model than its config.json says, or damaged",
-                ) from error
+            if kept is not None and kept.has(row, expert):
+                experts.put_packed(row, expert, kept.expert(row, expert))
+            else:
+                _convert(experts, source, row, expert)
+                if kept is not None:
+                    kept.put(row, expert, experts.packed(row, expert))
             done += num_bytes
             if progress is not None:
                 progress(EXPERTS, done, shape.total_expert_bytes)
+    if kept is not None:
+        kept.finish()
+
+
+def _convert(experts: SplitExperts, source: _Source, row: int, expert: int) -> None:
+    try:
+        experts.put(row, expert, source.read_expert(row, expert))
+    except ValueError as error:
+        layer = source.checkpoint.shape.moe_layers[row]
+        raise UnsupportedModelError(
+            f"{source.checkpoint.name}: layer {layer}, expert {expert}: {error}",
+            "the checkpoint is of another model than its config.json says, or damaged",
+        ) from error

@@ -17,6 +17,7 @@ from moeprof.placement.tier import Tier
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.split import SplitExperts
 from moeprof.runtime.stores import SlotTable, Store
+from moeprof.runtime.vram import VramReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ class LoadedModel(SplitModel):
 
     Attributes:
         placement: where its experts live, and what was predicted of that.
+        vram: what it takes of the card beside the plan; None without a card.
     """
 
     placement: Placement
+    vram: VramReport | None = None

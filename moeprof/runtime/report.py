@@ -11,6 +11,7 @@ from moeprof.placement.manifest import Estimate
 from moeprof.placement.tier import Tier
 from moeprof.runtime.formats import STORED
 from moeprof.runtime.model import LoadedModel
+from moeprof.runtime.vram import VramReport
 from moeprof.trace.schema import PHASES
 
 HOST_ONLY = (
@@ -115,6 +116,7 @@ class RunReport:
         text: generated text, over all prompts.
         stopped_by: why the last generation ended: `eos`, `max_new_tokens` or `context`.
         replay: the comparison with a trace; None where none was replayed.
+        vram: what loading took of the card beside the plan; None without a card.
     """
 
     model: str
@@ -130,6 +132,7 @@ class RunReport:
     text: str = ""
     stopped_by: str | None = None
     replay: ReplayReport | None = None
+    vram: VramReport | None = None
 
     @property
     def replay_is_exact(self) -> bool:
@@ -192,6 +195,7 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
             for index in used
         },
         moe_layers=loaded.checkpoint.shape.moe_layers,
+        vram=loaded.vram,
     )
 
 

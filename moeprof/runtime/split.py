@@ -96,6 +96,20 @@ class SplitExperts(Protocol):
                 the format cannot.
         """
 
+    def put_packed(self, row: int, expert: int, packed: NDArray[np.uint8]) -> None:
+        """Take over one expert as the kernels read it, [bytes of a packed expert] uint8.
+
+        Raises:
+            UnsupportedModelError: the experts are not computed by the kernels.
+        """
+
+    def packed(self, row: int, expert: int) -> NDArray[np.uint8]:
+        """[bytes of a packed expert] uint8 in host memory, of an expert that was put.
+
+        Raises:
+            UnsupportedModelError: the experts are not computed by the kernels.
+        """
+
     def layers(self) -> list[LayerExperts]:
         """What computes each layer, once all experts are there."""
 
@@ -162,6 +176,14 @@ class StoredExperts:
             for row, layout in enumerate(self._layouts)
         ]
 
+    def put_packed(self, row: int, expert: int, packed: NDArray[np.uint8]) -> None:
+        """See `SplitExperts.put_packed`; the kernels do not read these."""
+        raise _not_packed("be packed")
+
+    def packed(self, row: int, expert: int) -> NDArray[np.uint8]:
+        """See `SplitExperts.packed`; the kernels do not read these."""
+        raise _not_packed("be packed")
+
     def place(self, tier_of: NDArray[np.uint8]) -> None:
         """See `SplitExperts.place`; these stay where they are."""
         raise _not_packed("be moved")
@@ -214,6 +236,21 @@ class PackedExperts:
         staged = self._staging[: len(place)]
         self._packers[row].pack(values, staged, self.workers)
         place.copy_(torch.from_numpy(staged))
+
+    def put_packed(self, row: int, expert: int, packed: NDArray[np.uint8]) -> None:
+        """See `SplitExperts.put_packed`."""
+        place = self._slot(row, expert)
+        if place.is_cpu:
+            place.numpy()[:] = packed
+            return
+        staged = self._staging[: len(place)]
+        staged[:] = packed
+        place.copy_(torch.from_numpy(staged))
+
+    def packed(self, row: int, expert: int) -> NDArray[np.uint8]:
+        """See `SplitExperts.packed`."""
+        found: NDArray[np.uint8] = self._slot(row, expert).cpu().numpy()
+        return found
 
     def layers(self) -> list[LayerExperts]:
         """See `SplitExperts.layers`."""
