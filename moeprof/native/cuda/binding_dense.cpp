@@ -176,8 +176,7 @@ void bind_dense(nb::module_& m) {
           nb::arg("outputs"), nb::arg("rows"), nb::arg("columns"), nb::arg("element"),
           nb::arg("stream"), "Up to four matrices times the same row, each plus its bias or 0.");
     m.def("route", &run_route, nb::arg("addresses"), nb::arg("elements"), nb::arg("shape"),
-          nb::arg("score"), nb::arg("normalized"), nb::arg("scaling"),
-          nb::arg("stream"),
+          nb::arg("score"), nb::arg("normalized"), nb::arg("scaling"), nb::arg("stream"),
           "A plain router for one token. Addresses: row, weight, bias or 0, correction or 0, "
           "logits, weights, ids, ticket. Elements: of row, weight, logits, weights. Shape: "
           "columns, experts, top_k.");

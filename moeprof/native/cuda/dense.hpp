@@ -100,7 +100,7 @@ struct Route {
     float scaling;
 };
 
-inline constexpr float kTiny = 1e-20F;      // added to the sum that divides
+inline constexpr float kTiny = 1e-20F;    // added to the sum that divides
 inline constexpr int kMostRouted = 1024;  // experts
 inline constexpr int kMostChosen = 32;    // top_k
 
