@@ -1,3 +1,40 @@
+from collections.abc import Sequence
+
+MOST_PRODUCTS: int
+MOST_ROUTED: int
+MOST_CHOSEN: int
+
+def attention_supported(element: str, key_size: int, value_size: int) -> bool: ...
+def attention_workspace(shape: Sequence[int]) -> tuple[int, int, int]: ...
+def decode_attention(
+    addresses: Sequence[int],
+    shape: Sequence[int],
+    strides: Sequence[int],
+    element: str,
+    scaling: float,
+    softcap: float,
+    stream: int,
+) -> None: ...
+def row_products(
+    row: int,
+    weights: Sequence[int],
+    biases: Sequence[int],
+    outputs: Sequence[int],
+    rows: Sequence[int],
+    columns: int,
+    element: str,
+    stream: int,
+) -> None: ...
+def route(
+    addresses: Sequence[int],
+    elements: Sequence[str],
+    shape: Sequence[int],
+    score: str,
+    normalized: bool,
+    scaling: float,
+    stream: int,
+) -> None: ...
+
 FAULT_NOT_FINITE: int
 FAULT_UNKNOWN_EXPERT: int
 FAULT_REPEATED_EXPERT: int
