@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt $(wildcard moeprof/native/*.cpp moeprof/native/*.hpp)
-CXX_FILES := $(wildcard moeprof/native/*.cpp moeprof/native/*.hpp)
+CXX_FILES := $(foreach folder,moeprof/native moeprof/native/cuda,$(foreach type,cpp hpp cu cuh,$(wildcard $(folder)/*.$(type))))
+NATIVE := CMakeLists.txt $(CXX_FILES)
 # A known CPU build; an unpinned torch would bring gigabytes on machines without a GPU.
 TORCH := torch==2.13.0
 

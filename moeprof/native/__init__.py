@@ -2,10 +2,12 @@
 
 from moeprof.native._core import (
     NO_EXPERT,
+    Answerer,
     ExpertLayer,
     HostMemory,
     Workers,
     count_assignments,
+    exchange_layout,
     expert_bytes,
     gated_unit,
     pack_expert,
@@ -18,10 +20,12 @@ from moeprof.native._core import (
 
 __all__ = [
     "NO_EXPERT",
+    "Answerer",
     "ExpertLayer",
     "HostMemory",
     "Workers",
     "count_assignments",
+    "exchange_layout",
     "expert_bytes",
     "gated_unit",
     "pack_expert",

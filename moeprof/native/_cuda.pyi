@@ -34,3 +34,56 @@ def route(
     scaling: float,
     stream: int,
 ) -> None: ...
+
+FAULT_NOT_FINITE: int
+FAULT_UNKNOWN_EXPERT: int
+FAULT_REPEATED_EXPERT: int
+FAULT_NO_ANSWER: int
+FAULT_UNKNOWN_LAYER: int
+FAULT_BUSY: int
+
+def unavailable() -> str | None: ...
+def xor_words(bytes: int, num_bytes: int, result: int, stream: int) -> None: ...
+
+class Exchange:
+    def __init__(self, hidden_size: int, top_k: int, timeout_s: float = 10.0) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    def take_faults(self) -> int: ...
+
+class DeviceLayer:
+    def __init__(
+        self,
+        exchange: Exchange,
+        index: int,
+        hidden_size: int,
+        width: int,
+        num_experts: int,
+        top_k: int,
+        weight_format: str,
+        has_biases: bool = False,
+        unit: str = "silu",
+        alpha: float = 1.702,
+        limit: float = 7.0,
+    ) -> None: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    def set_weights(self, packed: int, stride: int, slot_of: int, workspace: int) -> None: ...
+    def forward(
+        self,
+        stream: int,
+        hidden: int,
+        hidden_type: str,
+        ids: int,
+        weights: int,
+        weights_type: str,
+        num_tokens: int,
+        output: int,
+        assignments: int = 0,
+        reads: int = 0,
+        overlaps: bool = True,
+    ) -> None: ...

@@ -70,5 +70,6 @@ NB_MODULE(_core, m) {
           "Assignments per document group and expert, [num_groups, num_experts] int64.");
     moeprof::bind_kernels(m);
     moeprof::bind_layer(m);
+    moeprof::bind_answerer(m);
     moeprof::bind_loading(m);
 }

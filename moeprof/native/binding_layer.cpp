@@ -1,3 +1,5 @@
+#include "binding_layer.hpp"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -14,32 +16,6 @@ namespace nb = nanobind;
 
 namespace moeprof {
 namespace {
-
-LayerShape layer_shape(std::size_t hidden_size, std::size_t width, std::size_t num_experts,
-                       std::size_t top_k, const std::string& weight_format) {
-    expect_blocks("hidden size", hidden_size);
-    expect_blocks("width", width);
-    if (num_experts == 0 || num_experts > kNoExpert) {
-        refuse("num_experts: " + std::to_string(num_experts) + ", expected 1 to 65535");
-    }
-    if (top_k == 0 || top_k > num_experts) {
-        refuse("top_k: " + std::to_string(top_k) + ", expected 1 to " +
-               std::to_string(num_experts));
-    }
-    LayerShape shape;
-    shape.hidden_size = hidden_size;
-    shape.width = width;
-    shape.num_experts = num_experts;
-    shape.top_k = top_k;
-    shape.format = format_of(weight_format);
-    return shape;
-}
-
-// A layer and the Python objects whose memory it reads.
-struct BoundLayer {
-    ExpertLayer layer;
-    std::vector<Input<std::uint8_t, 1>> packed;
-};
 
 void set_expert(BoundLayer& self, std::size_t expert_id, Input<std::uint8_t, 1> packed) {
     const LayerShape& shape = self.layer.shape();

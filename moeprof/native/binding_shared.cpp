@@ -1,5 +1,7 @@
 #include "binding_shared.hpp"
 
+#include "counting.hpp"
+
 namespace moeprof {
 
 void refuse(const std::string& message) { throw nanobind::value_error(message.c_str()); }
@@ -39,23 +41,24 @@ UnitKind unit_of(const std::string& name) {
     refuse("gated unit: '" + name + "', expected one of silu, gelu_tanh, clamped, clamped_silu");
 }
 
-std::vector<std::string> paths() {
-    std::vector<std::string> names;
-    visit_paths([&](const Path& path) { names.emplace_back(path.name); });
-    return names;
-}
-
-const Path& path_of(const std::optional<std::string>& name) {
-    const Path* found = nullptr;
-    visit_paths([&](const Path& path) {
-        if (!name || *name == path.name) found = &path;
-    });
-    if (found == nullptr) {
-        std::string known;
-        for (const std::string& path : paths()) known += (known.empty() ? "" : ", ") + path;
-        refuse("path: '" + *name + "', this machine has " + known);
+LayerShape layer_shape(std::size_t hidden_size, std::size_t width, std::size_t num_experts,
+                       std::size_t top_k, const std::string& weight_format) {
+    expect_blocks("hidden size", hidden_size);
+    expect_blocks("width", width);
+    if (num_experts == 0 || num_experts > kNoExpert) {
+        refuse("num_experts: " + std::to_string(num_experts) + ", expected 1 to 65535");
     }
-    return *found;
+    if (top_k == 0 || top_k > num_experts) {
+        refuse("top_k: " + std::to_string(top_k) + ", expected 1 to " +
+               std::to_string(num_experts));
+    }
+    LayerShape shape;
+    shape.hidden_size = hidden_size;
+    shape.width = width;
+    shape.num_experts = num_experts;
+    shape.top_k = top_k;
+    shape.format = format_of(weight_format);
+    return shape;
 }
 
 }  // namespace moeprof

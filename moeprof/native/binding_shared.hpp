@@ -27,6 +27,8 @@ void expect_blocks(const char* what, std::size_t size);
 Format format_of(const std::string& name);
 FloatType float_type_of(const std::string& name);
 UnitKind unit_of(const std::string& name);
+LayerShape layer_shape(std::size_t hidden_size, std::size_t width, std::size_t num_experts,
+                       std::size_t top_k, const std::string& weight_format);
 std::vector<std::string> paths();
 
 // The named path, or the last and fastest.

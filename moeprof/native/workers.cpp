@@ -2,15 +2,8 @@
 
 #include <chrono>
 
-#if defined(__linux__)
-#include <pthread.h>
-#include <sched.h>
-#endif
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "plain_floats.hpp"
+#include "threads.hpp"
 
 namespace moeprof {
 namespace {
@@ -19,25 +12,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr unsigned kPausesPerLook = 64;  // between two looks at the clock
 constexpr auto kPatience = std::chrono::microseconds(200);
-
-void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-void pin(int core) {
-#if defined(__linux__)
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(static_cast<unsigned>(core), &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-#else
-    (void)core;
-#endif
-}
 
 }  // namespace
 

@@ -9,7 +9,7 @@
 namespace moeprof {
 namespace {
 
-constexpr std::uint32_t kBlock = 32;       // values of a block, as kBlockSize
+constexpr std::uint32_t kBlock = 32;         // values of a block, as kBlockSize
 constexpr std::uint32_t kBlocksAbreast = 8;  // as kGroup
 
 // How four packed rows are read, and one activation row beside them, group after group: 8 blocks of
@@ -17,7 +17,7 @@ constexpr std::uint32_t kBlocksAbreast = 8;  // as kGroup
 template <Format kFormat>
 struct GroupOf {
     static constexpr std::uint32_t kValues = kFormat == Format::kBf16 ? 128 : 256;
-    static constexpr std::uint32_t kBytes = kFormat == Format::kQ8_0 ? 1088
+    static constexpr std::uint32_t kBytes = kFormat == Format::kQ8_0   ? 1088
                                             : kFormat == Format::kQ4_0 ? 576
                                                                        : 1024;
     // Of the ready row. Block formats: two halves of the blocks' bytes [8 blocks, 16], the scales
@@ -39,11 +39,11 @@ __host__ __device__ constexpr std::uint32_t ready_row_bytes(std::uint32_t row_si
     return groups_of(row_size, GroupOf<kFormat>::kValues) * GroupOf<kFormat>::kReadyBytes;
 }
 
-__device__ __forceinline__ float load_value(const void* values, ValueType type, std::size_t at) {
+__device__ __forceinline__ float load_value(const void* values, FloatType type, std::size_t at) {
     switch (type) {
-        case ValueType::kBfloat16:
+        case FloatType::kBfloat16:
             return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[at]);
-        case ValueType::kFloat16:
+        case FloatType::kFloat16:
             return __half2float(static_cast<const __half*>(values)[at]);
         default:
             return static_cast<const float*>(values)[at];
@@ -51,13 +51,13 @@ __device__ __forceinline__ float load_value(const void* values, ValueType type, 
 }
 
 // Values at, .., at + 3; `at` is a multiple of 4.
-__device__ __forceinline__ float4 load_four(const void* values, ValueType type, std::size_t at) {
-    if (type == ValueType::kFloat32) {
+__device__ __forceinline__ float4 load_four(const void* values, FloatType type, std::size_t at) {
+    if (type == FloatType::kFloat32) {
         return *reinterpret_cast<const float4*>(static_cast<const float*>(values) + at);
     }
     const uint2 words =
         *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(values) + at);
-    if (type == ValueType::kBfloat16) {
+    if (type == FloatType::kBfloat16) {
         return make_float4(float_of(words.x << 16), float_of(words.x & 0xFFFF0000u),
                            float_of(words.y << 16), float_of(words.y & 0xFFFF0000u));
     }
@@ -67,13 +67,13 @@ __device__ __forceinline__ float4 load_four(const void* values, ValueType type, 
                        half_to_float(static_cast<std::uint16_t>(words.y >> 16)));
 }
 
-__device__ __forceinline__ void store_value(void* values, ValueType type, std::size_t at,
+__device__ __forceinline__ void store_value(void* values, FloatType type, std::size_t at,
                                             float value) {
     switch (type) {
-        case ValueType::kBfloat16:
+        case FloatType::kBfloat16:
             static_cast<__nv_bfloat16*>(values)[at] = __float2bfloat16_rn(value);
             return;
-        case ValueType::kFloat16:
+        case FloatType::kFloat16:
             static_cast<__half*>(values)[at] = __float2half_rn(value);
             return;
         default:

@@ -25,8 +25,8 @@ cudaError_t read_device(Device& device) {
     int id = 0, major = 0;
     cudaError_t error = cudaGetDevice(&id);
     if (error == cudaSuccess) {
-        error = cudaDeviceGetAttribute(&device.num_multiprocessors, cudaDevAttrMultiProcessorCount,
-                                       id);
+        error =
+            cudaDeviceGetAttribute(&device.num_multiprocessors, cudaDevAttrMultiProcessorCount, id);
     }
     if (error == cudaSuccess) {
         error = cudaDeviceGetAttribute(&device.shared_bytes,
@@ -118,10 +118,10 @@ LayerInput part_of(const DeviceLayer& layer, const LayerInput& input, std::uint3
     LayerInput part = input;
     const std::size_t pairs = std::size_t{first} * layer.top_k;
     part.hidden = static_cast<const std::uint8_t*>(input.hidden) +
-                  std::size_t{first} * layer.hidden_size * value_bytes(input.hidden_type);
+                  std::size_t{first} * layer.hidden_size * float_bytes(input.hidden_type);
     part.ids = input.ids + pairs;
-    part.weights = static_cast<const std::uint8_t*>(input.weights) +
-                   pairs * value_bytes(input.weights_type);
+    part.weights =
+        static_cast<const std::uint8_t*>(input.weights) + pairs * float_bytes(input.weights_type);
     part.num_tokens = num_tokens;
     return part;
 }
@@ -156,12 +156,13 @@ int decode(const DeviceLayer& layer, const LayerInput& input, void* output, cons
     if (const cudaError_t error = read_device(device)) return error;
     auto* bytes = static_cast<std::uint8_t*>(workspace);
     for (std::uint32_t first = 0; first < input.num_tokens;) {
-        const Launch launch = launch_for(layer, input.num_tokens - first, device);
+        const Launch launch =
+            launch_for(layer, std::min(input.num_tokens - first, kDecodeTokens), device);
         DecodeCall call{};
         call.layer = layer;
         call.input = part_of(layer, input, first, launch.num_tokens);
-        call.output = static_cast<std::uint8_t*>(output) + std::size_t{first} * layer.hidden_size *
-                                                               value_bytes(input.hidden_type);
+        call.output = static_cast<std::uint8_t*>(output) +
+                      std::size_t{first} * layer.hidden_size * float_bytes(input.hidden_type);
         call.counts = counts;
         call.counted = input;
         const bool counts_here =

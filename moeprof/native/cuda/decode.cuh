@@ -90,8 +90,8 @@ __device__ inline void read_choices(const DecodeCall& call, std::uint32_t num_pa
     for (std::uint32_t pair = threadIdx.x; pair < num_pairs; pair += blockDim.x) {
         const float weight = load_value(call.input.weights, call.input.weights_type, pair);
         tables.weights[pair] = weight;
-        tables.ids[pair] = static_cast<std::uint16_t>(
-            expert_of(call.input, layer.num_experts, pair, weight));
+        tables.ids[pair] =
+            static_cast<std::uint16_t>(expert_of(call.input, layer.num_experts, pair, weight));
     }
     if (layer.num_experts > kSlotTable) return;
     for (std::uint32_t id = threadIdx.x; id < layer.num_experts; id += blockDim.x) {
@@ -181,26 +181,20 @@ __device__ inline void post(const DecodeCall& call, std::uint32_t num_pairs, con
     }
 }
 
-// One block, for the whole call: adds up what every expert was given.
+// One block, for the whole call: adds up what every expert was given, a thread for each expert.
 __device__ inline void count(const DecodeCall& call) {
     const LayerInput& input = call.counted;
     const std::uint32_t num_pairs = input.num_tokens * call.layer.top_k;
-    for (std::uint32_t pair = threadIdx.x; pair < num_pairs; pair += blockDim.x) {
-        const auto id_at = [&](std::uint32_t at) {
-            return expert_of(input, call.layer.num_experts, at,
-                             load_value(input.weights, input.weights_type, at));
-        };
-        const std::uint32_t id = id_at(pair);
-        if (id == kNoExpertId) continue;
-        bool is_first = true;
-        for (std::uint32_t earlier = 0; earlier < pair; ++earlier) {
-            is_first &= id_at(earlier) != id;
+    if (num_pairs == 0) return;
+    for (std::uint32_t id = threadIdx.x; id < call.layer.num_experts; id += blockDim.x) {
+        std::int64_t assignments = 0;
+        for (std::uint32_t pair = 0; pair < num_pairs; ++pair) {
+            const float weight = load_value(input.weights, input.weights_type, pair);
+            assignments += expert_of(input, call.layer.num_experts, pair, weight) == id;
         }
-        const auto add_one = [id](std::int64_t* counts) {
-            atomicAdd(reinterpret_cast<unsigned long long*>(counts + id), 1ull);
-        };
-        if (call.counts.assignments != nullptr) add_one(call.counts.assignments);
-        if (call.counts.reads != nullptr && is_first) add_one(call.counts.reads);
+        if (assignments == 0) continue;
+        if (call.counts.assignments != nullptr) call.counts.assignments[id] += assignments;
+        if (call.counts.reads != nullptr) call.counts.reads[id] += 1;
     }
 }
 
@@ -214,8 +208,8 @@ struct RowSizes {
     __device__ explicit RowSizes(std::uint32_t row_size)
         : groups(groups_of(row_size, GroupOf<kFormat>::kValues)),
           quad_bytes(static_cast<std::uint32_t>(moeprof::quad_bytes(kFormat, row_size))),
-          payload_bytes(static_cast<std::uint32_t>(kQuad * (row_size / kBlock) *
-                                                   block_bytes(kFormat))) {}
+          payload_bytes(
+              static_cast<std::uint32_t>(kQuad * (row_size / kBlock) * block_bytes(kFormat))) {}
 };
 
 // Everything a warp will read, in the order in which it will use it, and the ring that it is copied
@@ -296,8 +290,7 @@ class Stream {
         if (at_ < payload_) {
             std::uint8_t* to = ring_ + stage * Ring::kStageBytes;
             copy(to, source_ + at_, at_);
-            copy(to + kGroupBytes, source_ + at_ + second_,
-                 is_down_ ? at_ + kGroupBytes : at_);
+            copy(to + kGroupBytes, source_ + at_ + second_, is_down_ ? at_ + kGroupBytes : at_);
             at_ += step_;
             if (at_ >= payload_) {
                 item_ += is_down_ ? num_warps_ : gridDim.x * num_warps_;
@@ -352,8 +345,8 @@ __device__ __forceinline__ void add_blocks(const std::uint8_t* group, std::uint3
     for (int k = 0; k < kWords; ++k) {
         words[k] = *reinterpret_cast<const std::uint32_t*>(own + k * kQuad * abreast * 4);
     }
-    const float weight_scale = half_to_float(*reinterpret_cast<const std::uint16_t*>(
-        group + (row * abreast + block) * kScaleBytes));
+    const float weight_scale = half_to_float(
+        *reinterpret_cast<const std::uint16_t*>(group + (row * abreast + block) * kScaleBytes));
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
         if (t >= num_rows) break;
@@ -370,8 +363,7 @@ __device__ __forceinline__ void add_blocks(const std::uint8_t* group, std::uint3
                 dot = dot_bytes(words[k] >> 4 & 0x0F0F0F0Fu, values[k + 4], dot);
             }
         }
-        const float scale =
-            *reinterpret_cast<const float*>(rows[t] + kReadyScales + block * 4);
+        const float scale = *reinterpret_cast<const float*>(rows[t] + kReadyScales + block * 4);
         accumulators[t] += static_cast<float>(dot) * (weight_scale * scale);
     }
 }
@@ -425,8 +417,8 @@ __device__ __forceinline__ float sum_of_eight(float value) {
 
 // Makes rows ready, eight lanes for each block; `source` gives row r's values from `at` on.
 template <Format kFormat, typename Source>
-__device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size,
-                                std::uint8_t* ready, Source source) {
+__device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size, std::uint8_t* ready,
+                                Source source) {
     constexpr int kAhead = 4;  // loads under way
     const std::uint32_t blocks = row_size / kBlock;
     const std::uint32_t num_blocks = num_rows * blocks;
@@ -464,8 +456,7 @@ __device__ void gate_up(const DecodeCall& call, const Tables& tables, const std:
     const std::uint32_t lane = threadIdx.x % kWarp;
     const std::uint32_t quads = layer.width / kQuad;
     const std::uint32_t row_bytes = ready_row_bytes<kFormat>(layer.hidden_size);
-    const std::size_t biases_at =
-        expert_bytes(kFormat, layer.hidden_size, layer.width, false);
+    const std::size_t biases_at = expert_bytes(kFormat, layer.hidden_size, layer.width, false);
     for (std::uint32_t item = blockIdx.x + gridDim.x * (threadIdx.x / kWarp);
          item < tables.num_jobs * quads; item += gridDim.x * (blockDim.x / kWarp)) {
         const Job& job = tables.jobs[item / quads];
@@ -518,17 +509,16 @@ __device__ void down(const DecodeCall& call, const Tables& tables, const std::ui
     const DeviceLayer& layer = call.layer;
     const std::uint32_t lane = threadIdx.x % kWarp;
     const std::uint32_t row_bytes = ready_row_bytes<kFormat>(layer.width);
-    const std::size_t biases_at =
-        expert_bytes(kFormat, layer.hidden_size, layer.width, false) +
-        2 * sizeof(float) * layer.width;
+    const std::size_t biases_at = expert_bytes(kFormat, layer.hidden_size, layer.width, false) +
+                                  2 * sizeof(float) * layer.width;
     for (std::uint32_t item = threadIdx.x / kWarp; item < tables.num_jobs * own_quads;
          item += blockDim.x / kWarp) {
         const Job& job = tables.jobs[item / own_quads];
         const std::uint32_t own_row = item % own_quads * kQuad + lane / 8;
         float bias = 0.0f;
         if (layer.has_biases) {
-            bias = reinterpret_cast<const float*>(job.packed + biases_at)[first_quad * kQuad +
-                                                                          own_row];
+            bias = reinterpret_cast<const float*>(job.packed +
+                                                  biases_at)[first_quad * kQuad + own_row];
         }
         const std::uint8_t* rows[kTokens];
         float sums[kTokens];
@@ -599,11 +589,11 @@ __device__ inline void join(const DecodeCall& call, const Tables& tables, std::u
                     const std::uint32_t slot = start + i;
                     const std::uint32_t pair = token * layer.top_k + slot;
                     if (slot >= layer.top_k || tables.ids[pair] == kNoExpertId) continue;
-                    values[i] = tables.job_of[pair] != kNoJob
-                                    ? results[pair * own_rows + own_row]
-                                    : __ldcv(call.exchange.outputs +
-                                             std::size_t{pair} * layer.hidden_size + first_row +
-                                             own_row);
+                    values[i] =
+                        tables.job_of[pair] != kNoJob
+                            ? results[pair * own_rows + own_row]
+                            : __ldcv(call.exchange.outputs + std::size_t{pair} * layer.hidden_size +
+                                     first_row + own_row);
                 }
 #pragma unroll
                 for (std::uint32_t i = 0; i < kAhead; ++i) {
@@ -629,8 +619,7 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeCall call) {
     const std::uint32_t num_pairs = input.num_tokens * layer.top_k;
 
     let_next_kernel_start();
-    for (std::uint32_t id = kWarp * threadIdx.x; id < layer.num_experts;
-         id += kWarp * blockDim.x) {
+    for (std::uint32_t id = kWarp * threadIdx.x; id < layer.num_experts; id += kWarp * blockDim.x) {
         prefetch_to_l2(layer.slot_of + id);
     }
     wait_for_previous_kernel();
@@ -640,17 +629,17 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeCall call) {
     __syncthreads();
     if (tables.num_host > 0 && blockIdx.x == 0) post(call, num_pairs, tables);
 
-    Stream<kFormat> stream(call, tables,
-                           memory + threadIdx.x / kWarp * RingOf<kFormat>::kBytes);
+    Stream<kFormat> stream(call, tables, memory + threadIdx.x / kWarp * RingOf<kFormat>::kBytes);
     if (blockIdx.x + 1 == gridDim.x) count(call);
     if (tables.num_resident + tables.num_host > 0) {
         bool is_finite = true;
         if (tables.num_resident > 0) {
-            is_finite = make_rows_ready<kFormat>(
-                input.num_tokens, layer.hidden_size, ready, [&](std::uint32_t row, std::uint32_t at) {
-                    return load_four(input.hidden, input.hidden_type,
-                                     std::size_t{row} * layer.hidden_size + at);
-                });
+            is_finite = make_rows_ready<kFormat>(input.num_tokens, layer.hidden_size, ready,
+                                                 [&](std::uint32_t row, std::uint32_t at) {
+                                                     return load_four(
+                                                         input.hidden, input.hidden_type,
+                                                         std::size_t{row} * layer.hidden_size + at);
+                                                 });
         }
         __syncthreads();
         gate_up<kFormat, kTokens>(call, tables, ready, stream);
@@ -658,8 +647,8 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeCall call) {
         __syncthreads();
         if (threadIdx.x == 0) {
             __threadfence();
-            const std::uint64_t ticket = atomicAdd(
-                reinterpret_cast<unsigned long long*>(&call.state->arrivals), 1ull);
+            const std::uint64_t ticket =
+                atomicAdd(reinterpret_cast<unsigned long long*>(&call.state->arrivals), 1ull);
             const std::uint64_t all = (ticket / gridDim.x + 1) * gridDim.x;
             while (load_acquire(&call.state->arrivals) < all) {
             }
@@ -682,7 +671,8 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeCall call) {
     if (threadIdx.x == 0) {
         tables.gave_up =
             tables.num_host > 0 &&
-            !wait_for_answer(call.exchange, *const_cast<volatile std::uint64_t*>(&call.state->posted));
+            !wait_for_answer(call.exchange,
+                             *const_cast<volatile std::uint64_t*>(&call.state->posted));
     }
     __syncthreads();
     join(call, tables, first_quad * kQuad, own_quads * kQuad, results);

@@ -20,7 +20,9 @@ __device__ __forceinline__ void copy_later(void* shared, const void* global) {
 }
 
 // Closes this thread's batch of copies, which may be empty.
-__device__ __forceinline__ void close_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void close_batch() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Waits until at most `kPending` of this thread's closed batches are under way.
 template <int kPending>

@@ -11,12 +11,8 @@
 
 namespace moeprof {
 
-constexpr std::uint32_t kDecodeTokens = 8;     // of one decode, as on the CPU
+constexpr std::uint32_t kDecodeTokens = 8;      // of one launch, and of one question to the host
 constexpr std::uint32_t kMaxDecodePairs = 256;  // tokens times slots
-
-enum class ValueType : std::uint32_t { kFloat32, kBfloat16, kFloat16 };
-
-constexpr std::size_t value_bytes(ValueType type) { return type == ValueType::kFloat32 ? 4 : 2; }
 
 // One layer's experts in device memory: expert e lies at packed + slot_of[e] * stride, or nowhere
 // on this device if slot_of[e] is negative.
@@ -38,10 +34,10 @@ struct DeviceLayer {
 // expert.
 struct LayerInput {
     const void* hidden;  // [num_tokens, hidden_size]
-    ValueType hidden_type;
+    FloatType hidden_type;
     const std::int64_t* ids;  // [num_tokens, top_k]
     const void* weights;      // [num_tokens, top_k]
-    ValueType weights_type;
+    FloatType weights_type;
     std::uint32_t num_tokens;
 };
 
@@ -77,11 +73,16 @@ std::size_t decode_workspace_bytes(const DeviceLayer& layer);
 // null, or what the device lacks for this layer.
 const char* prepare_decode(const DeviceLayer& layer);
 
-// 1 to kDecodeTokens tokens; output [num_tokens, hidden_size] of the hidden type. The tokens are
-// taken in as few launches as the device's shared memory allows, nearly always one.
+// Any number of tokens, at most kDecodeTokens in a launch and fewer where shared memory does not
+// hold them; output [num_tokens, hidden_size] of the hidden type. With `overlaps`, a launch takes
+// its place while the kernel before it on the stream ends.
 //
 // Returns a cudaError_t.
 int decode(const DeviceLayer& layer, const LayerInput& input, void* output, const Counts& counts,
            const ExchangeView& exchange, void* workspace, bool overlaps, void* stream);
+
+// XOR of the 64-bit words of `num_bytes`, a multiple of 16 on a 16-byte boundary, added by XOR to
+// *result: a plain read of device memory, bound by it. Returns a cudaError_t.
+int xor_words(const void* bytes, std::size_t num_bytes, std::uint64_t* result, void* stream);
 
 }  // namespace moeprof

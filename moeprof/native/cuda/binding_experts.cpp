@@ -1,0 +1,199 @@
+#include "binding_experts.hpp"
+
+#include <cuda_runtime_api.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+
+#include "../binding_shared.hpp"
+#include "layer.hpp"
+
+namespace nb = nanobind;
+
+namespace moeprof {
+namespace {
+
+[[noreturn]] void fail(const char* call, int error) {
+    throw std::runtime_error(std::string(call) + ": " +
+                             cudaGetErrorString(static_cast<cudaError_t>(error)));
+}
+
+void check(const char* call, int error) {
+    if (error != cudaSuccess) fail(call, error);
+}
+
+void expect_aligned(const char* what, std::uintptr_t address, std::size_t boundary) {
+    if (address % boundary == 0) return;
+    refuse(std::string(what) + ": its address is no multiple of " + std::to_string(boundary));
+}
+
+// Why nothing can run here, or nothing.
+std::optional<std::string> unavailable() {
+    int num_devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&num_devices);
+    if (error != cudaSuccess) return std::string(cudaGetErrorString(error));
+    if (num_devices == 0) return std::string("no CUDA device");
+    return std::nullopt;
+}
+
+// An exchange in pinned host memory that the device sees, too.
+class Exchange {
+  public:
+    Exchange(std::size_t hidden_size, std::size_t top_k, double timeout_s)
+        : layout_(exchange_layout(hidden_size, top_k)),
+          hidden_size_(hidden_size),
+          top_k_(top_k),
+          timeout_ns_(static_cast<std::uint64_t>(timeout_s * 1e9)) {
+        check("cudaHostAlloc", cudaHostAlloc(&host_, layout_.num_bytes,
+                                             cudaHostAllocMapped | cudaHostAllocPortable));
+        std::memset(host_, 0, layout_.num_bytes);
+        header().answered = kAborted;
+        const cudaError_t error = cudaHostGetDevicePointer(&device_, host_, 0);
+        if (error == cudaSuccess) return;
+        cudaFreeHost(host_);
+        fail("cudaHostGetDevicePointer", error);
+    }
+    ~Exchange() { cudaFreeHost(host_); }
+    Exchange(const Exchange&) = delete;
+    Exchange& operator=(const Exchange&) = delete;
+
+    std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(host_); }
+    std::size_t hidden_size() const { return hidden_size_; }
+    std::size_t top_k() const { return top_k_; }
+
+    std::uint32_t take_faults() {
+        return __atomic_exchange_n(&header().device_fault, 0u, __ATOMIC_ACQ_REL) |
+               __atomic_exchange_n(&header().host_fault, 0u, __ATOMIC_ACQ_REL);
+    }
+
+    ExchangeView view() const {
+        auto* bytes = static_cast<std::uint8_t*>(device_);
+        return {static_cast<ExchangeHeader*>(device_),
+                reinterpret_cast<float*>(bytes + layout_.rows),
+                reinterpret_cast<std::uint16_t*>(bytes + layout_.ids),
+                reinterpret_cast<float*>(bytes + layout_.weights),
+                reinterpret_cast<const float*>(bytes + layout_.outputs),
+                reinterpret_cast<const float*>(bytes + layout_.sums),
+                timeout_ns_};
+    }
+
+  private:
+    ExchangeHeader& header() { return *static_cast<ExchangeHeader*>(host_); }
+
+    const ExchangeLayout layout_;
+    const std::size_t hidden_size_;
+    const std::size_t top_k_;
+    const std::uint64_t timeout_ns_;
+    void* host_ = nullptr;
+    void* device_ = nullptr;
+};
+
+struct BoundDeviceLayer {
+    DeviceLayer layer{};
+    Exchange* exchange = nullptr;
+    std::uint8_t* workspace = nullptr;
+};
+
+void construct(BoundDeviceLayer* self, Exchange& exchange, std::uint32_t index,
+               std::size_t hidden_size, std::size_t width, std::size_t num_experts,
+               std::size_t top_k, const std::string& weight_format, bool has_biases,
+               const std::string& unit, float alpha, float limit) {
+    const LayerShape shape = layer_shape(hidden_size, width, num_experts, top_k, weight_format);
+    if (hidden_size > exchange.hidden_size() || top_k > exchange.top_k()) {
+        refuse("layer: the exchange was made for hidden size " +
+               std::to_string(exchange.hidden_size()) + " and top_k " +
+               std::to_string(exchange.top_k()));
+    }
+    DeviceLayer layer{};
+    layer.index = index;
+    layer.hidden_size = static_cast<std::uint32_t>(hidden_size);
+    layer.width = static_cast<std::uint32_t>(width);
+    layer.num_experts = static_cast<std::uint32_t>(num_experts);
+    layer.top_k = static_cast<std::uint32_t>(top_k);
+    layer.format = shape.format;
+    layer.has_biases = has_biases;
+    layer.unit = {unit_of(unit), alpha, limit};
+    if (const char* lack = prepare_decode(layer)) {
+        throw std::runtime_error(std::string("CUDA device: ") + lack);
+    }
+    new (self) BoundDeviceLayer{layer, &exchange, nullptr};
+}
+
+void set_weights(BoundDeviceLayer& self, std::uintptr_t packed, std::size_t stride,
+                 std::uintptr_t slot_of, std::uintptr_t workspace) {
+    expect_aligned("packed experts", packed, kLine);
+    expect_aligned("stride", stride, kLine);
+    expect_aligned("slot table", slot_of, alignof(std::int32_t));
+    expect_aligned("workspace", workspace, 256);
+    self.layer.packed = at_address<const std::uint8_t>(packed);
+    self.layer.stride = stride;
+    self.layer.slot_of = at_address<const std::int32_t>(slot_of);
+    self.workspace = at_address<std::uint8_t>(workspace);
+}
+
+void forward(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t hidden,
+             const std::string& hidden_type, std::uintptr_t ids, std::uintptr_t weights,
+             const std::string& weights_type, std::size_t num_tokens, std::uintptr_t output,
+             std::uintptr_t assignments, std::uintptr_t reads, bool overlaps) {
+    if (self.workspace == nullptr) throw std::runtime_error("layer: set_weights was not called");
+    expect_aligned("hidden", hidden, 16);
+    const LayerInput input{
+        at_address<const void>(hidden),      float_type_of(hidden_type),
+        at_address<const std::int64_t>(ids), at_address<const void>(weights),
+        float_type_of(weights_type),         static_cast<std::uint32_t>(num_tokens)};
+    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads)};
+    check("decode",
+          decode(self.layer, input, at_address<void>(output), counts, self.exchange->view(),
+                 self.workspace, overlaps, at_address<void>(stream)));
+}
+
+}  // namespace
+
+void cuda::bind_experts(nb::module_& m) {
+    m.attr("FAULT_NOT_FINITE") = static_cast<unsigned>(kFaultNotFinite);
+    m.attr("FAULT_UNKNOWN_EXPERT") = static_cast<unsigned>(kFaultUnknownExpert);
+    m.attr("FAULT_REPEATED_EXPERT") = static_cast<unsigned>(kFaultRepeatedExpert);
+    m.attr("FAULT_NO_ANSWER") = static_cast<unsigned>(kFaultNoAnswer);
+    m.attr("FAULT_UNKNOWN_LAYER") = static_cast<unsigned>(kFaultUnknownLayer);
+    m.attr("FAULT_BUSY") = static_cast<unsigned>(kFaultBusy);
+    m.def("unavailable", &unavailable, "Why no kernel can run here, or None.");
+    m.def(
+        "xor_words",
+        [](std::uintptr_t bytes, std::size_t num_bytes, std::uintptr_t result,
+           std::uintptr_t stream) {
+            expect_aligned("bytes", bytes | num_bytes, 16);
+            check("xor_words",
+                  xor_words(at_address<const void>(bytes), num_bytes,
+                            at_address<std::uint64_t>(result), at_address<void>(stream)));
+        },
+        nb::arg("bytes"), nb::arg("num_bytes"), nb::arg("result"), nb::arg("stream"),
+        "A plain read of device memory: the XOR of its 64-bit words.");
+    nb::class_<Exchange>(m, "Exchange", "Pinned memory through which a device asks the host.")
+        .def(nb::init<std::size_t, std::size_t, double>(), nb::arg("hidden_size"), nb::arg("top_k"),
+             nb::arg("timeout_s") = 10.0)
+        .def_prop_ro("address", &Exchange::address)
+        .def_prop_ro("hidden_size", &Exchange::hidden_size)
+        .def_prop_ro("top_k", &Exchange::top_k)
+        .def("take_faults", &Exchange::take_faults,
+             "The bits of what went wrong since the last call; synchronise first.");
+    nb::class_<BoundDeviceLayer>(m, "DeviceLayer", "One layer of packed experts in device memory.")
+        .def("__init__", &construct, nb::arg("exchange"), nb::arg("index"), nb::arg("hidden_size"),
+             nb::arg("width"), nb::arg("num_experts"), nb::arg("top_k"), nb::arg("weight_format"),
+             nb::arg("has_biases") = false, nb::arg("unit") = "silu", nb::arg("alpha") = 1.702f,
+             nb::arg("limit") = 7.0f, nb::keep_alive<1, 2>())
+        .def_prop_ro(
+            "workspace_bytes",
+            [](const BoundDeviceLayer& self) { return decode_workspace_bytes(self.layer); })
+        .def("set_weights", &set_weights, nb::arg("packed"), nb::arg("stride"), nb::arg("slot_of"),
+             nb::arg("workspace"))
+        .def("forward", &forward, nb::arg("stream"), nb::arg("hidden"), nb::arg("hidden_type"),
+             nb::arg("ids"), nb::arg("weights"), nb::arg("weights_type"), nb::arg("num_tokens"),
+             nb::arg("output"), nb::arg("assignments") = 0, nb::arg("reads") = 0,
+             nb::arg("overlaps") = true);
+}
+
+}  // namespace moeprof
