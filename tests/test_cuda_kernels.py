@@ -45,9 +45,7 @@ class Case:
         host = ExpertLayer(*sizes, unit, 1.702, 7.0)
         for expert in on_host:
             host.set_expert(expert, on_a_line(packed[expert]))
-        self.answerer = Answerer(
-            self.exchange.address, self.hidden_size, self.top_k, self.workers
-        )
+        self.answerer = Answerer(self.exchange.address, self.hidden_size, self.top_k, self.workers)
         self.answerer.set_layer(3, host)
         if on_host:
             self.answerer.start()

@@ -73,9 +73,7 @@ def test_answers_equal_the_definition(answering) -> None:
         weights = rng.random(ids.shape, np.float32)
         device.ask(7, rows, ids, weights)
         assert device.wait() == turn + 1
-        sums, outputs = reference.decode_layer(
-            experts, rows, ids, weights, reference.GatedUnit()
-        )
+        sums, outputs = reference.decode_layer(experts, rows, ids, weights, reference.GatedUnit())
         got = device.word("outputs", np.float32, outputs.size).copy()
         assert_same_bits(got, outputs.ravel())
         assert_same_bits(device.word("sums", np.float32, sums.size).copy(), sums.ravel())

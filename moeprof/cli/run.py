@@ -75,6 +75,9 @@ def run(
             metavar="DIR", help="Keep the packed experts there, and start from them next time."
         ),
     ] = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="On CUDA, decode without compiling layers first.")
+    ] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +111,9 @@ def run(
     else:
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         text = prompt if prompt_file is None else read_text(prompt_file, "--prompt-file")
-        session = Session(_load(plan, model, options, quiet=as_json))
+        session = Session(_load(plan, model, options, quiet=as_json), compiled=not no_compile)
+        for note in session.sequence.notes:
+            typer.echo(f"note: {note}", err=True)
         if text is None:
             _chat(session, sampling, quiet=as_json)
         else:

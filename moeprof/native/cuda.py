@@ -37,4 +37,6 @@ def check_faults(faults: int) -> None:
         (_cuda.FAULT_NO_ANSWER, "the host did not answer the device in time"),
     )
     what = next((text for bit, text in texts if faults & bit), f"unknown fault {faults}")
-    raise NativeError(f"experts on CUDA: {what}", "try --format stored, and report it if that works")
+    raise NativeError(
+        f"experts on CUDA: {what}", "try --format stored, and report it if that works"
+    )

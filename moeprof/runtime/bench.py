@@ -3,7 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from moeprof.plan.baselines import BASELINES, UNIFORM, place_baseline
 from moeprof.runtime.measurement import read_bandwidth
 from moeprof.runtime.meter import hits_by_tier
 from moeprof.runtime.model import SplitModel
+from moeprof.runtime.sequence import Sequence
 from moeprof.trace.schema import PHASES
 
 STATES = ("cold", "warm")
@@ -71,7 +73,7 @@ class Figure:
         return self.tokens_per_s / self.roofline_tokens_per_s
 
 
-def cases_of(placement: Placement, expert_bytes: Sequence[int], seed: int = 0) -> list[Case]:
+def cases_of(placement: Placement, expert_bytes: Items[int], seed: int = 0) -> list[Case]:
     """The plan, and the baselines under the bytes of VRAM that the plan's experts take.
 
     Without a trace there is no telling which experts are busy: `uniform` draws them.
@@ -111,7 +113,7 @@ class BenchPlan:
 
 def bench(
     loaded: SplitModel,
-    cases: Sequence[Case],
+    cases: Items[Case],
     plan: BenchPlan,
     advance: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Figure]:
@@ -126,6 +128,7 @@ def bench(
         plan: what is fed.
         advance: told of passes done and passes in all.
     """
+    sequence = Sequence(loaded, len(plan.prompt) + len(plan.continuation))
     roofline = _roofline(loaded)
     passes: dict[tuple[str, str], list[_Pass]] = {}
     total = plan.rounds * len(cases) * len(STATES)
@@ -135,7 +138,7 @@ def bench(
             case = cases[(index + turn) % len(cases)]
             loaded.experts.place(case.tier_of)
             for state in STATES:
-                passes.setdefault((case.name, state), []).append(_one_pass(loaded, plan))
+                passes.setdefault((case.name, state), []).append(_one_pass(loaded, sequence, plan))
                 done += 1
                 advance(done, total)
     return [
@@ -156,18 +159,18 @@ class _Pass:
     hits: NDArray[np.int64]
 
 
-def _one_pass(loaded: SplitModel, plan: BenchPlan) -> _Pass:
+def _one_pass(loaded: SplitModel, sequence: Sequence, plan: BenchPlan) -> _Pass:
     loaded.meter.reset()
     loaded.synchronize()
     begun = time.perf_counter()
-    step = loaded.forward(plan.prompt, PHASES[0])
+    sequence.prefill(plan.prompt)
     loaded.synchronize()
     filled = time.perf_counter()
-    cache = step.cache
-    for position, token in enumerate(plan.continuation, start=len(plan.prompt)):
-        cache = loaded.forward([token], PHASES[1], cache, position).cache
+    for token in plan.continuation:
+        sequence.step(token)
     loaded.synchronize()
     ended = time.perf_counter()
+    loaded.meter.collect()
     meter, tier_of = loaded.meter, loaded.table.tier
     read = meter.reads * np.asarray(loaded.experts.expert_bytes)[:, None]
     return _Pass(
@@ -180,7 +183,7 @@ def _one_pass(loaded: SplitModel, plan: BenchPlan) -> _Pass:
 
 
 def _figure(
-    name: str, state: str, phase: int, passes: Sequence[_Pass], floor_s: Callable[[_Pass], float]
+    name: str, state: str, phase: int, passes: Items[_Pass], floor_s: Callable[[_Pass], float]
 ) -> Figure:
     speeds = sorted(one.tokens[phase] / one.seconds[phase] for one in passes)
     low, high, confidence = median_interval(speeds)
@@ -201,9 +204,7 @@ def _figure(
     )
 
 
-def median_interval(
-    ordered: Sequence[float], confidence: float = 0.95
-) -> tuple[float, float, float]:
+def median_interval(ordered: Items[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """The narrowest symmetric interval of order statistics that holds the median.
 
     Args:

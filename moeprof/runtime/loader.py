@@ -20,7 +20,7 @@ from moeprof.checkpoint.weights import LoadProgress, TensorReader, lazy_weights
 from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
-from moeprof.runtime.experts import IMPLEMENTATION
+from moeprof.runtime.experts import IMPLEMENTATION, attach
 from moeprof.runtime.formats import STORED, choose_format
 from moeprof.runtime.kept_stores import KeptStore
 from moeprof.runtime.meter import Meter
@@ -147,7 +147,7 @@ def _load(
         loaded = load_without_experts(checkpoint.path, skeleton, modules, dense, element).to(place)
         _fill(experts, _Source(checkpoint, skeleton, mapped, reader), kept, progress)
     for found, layer in zip(find_moe_layers(loaded), experts.layers(), strict=True):
-        found.module.moeprof_layer = layer  # type: ignore[assignment]
+        attach(found.module, layer)
     loaded.set_experts_implementation(IMPLEMENTATION)
     return SplitModel(loaded, checkpoint, experts, meter, place, element)
 

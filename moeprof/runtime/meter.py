@@ -1,6 +1,7 @@
 """Counting what a run routed: assignments, the tier that served them, and the experts read."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from moeprof.errors import UnsupportedModelError
@@ -29,13 +30,29 @@ class Meter:
         self.reads: NDArray[np.int64] = np.zeros(size, np.int64)
         self.tokens: NDArray[np.int64] = np.zeros(len(PHASES), np.int64)
         self.forwards: NDArray[np.int64] = np.zeros(len(PHASES), np.int64)
+        self._on_device: torch.Tensor | None = None
         self._phase = 0
         self._calls = np.zeros(shape.num_moe_layers, np.int64)
 
     def reset(self) -> None:
         """Forget every count."""
+        if self._on_device is not None:
+            self._on_device.zero_()
         for counts in (self.assignments, self.reads, self.tokens, self.forwards):
             counts[:] = 0
+
+    def count_on(self, device: torch.device) -> None:
+        """Let kernels on a device count there until `collect`."""
+        size = (2, *self.assignments.shape)
+        self._on_device = torch.zeros(size, dtype=torch.int64, device=device)
+
+    def collect(self) -> None:
+        """Bring in what was counted on a device; waits for it."""
+        if self._on_device is not None:
+            assignments, reads = self._on_device.cpu().numpy()
+            self.assignments += assignments
+            self.reads += reads
+            self._on_device.zero_()
 
     def begin(self, phase: str, num_tokens: int) -> None:
         """Note that a forward of `num_tokens` tokens in `phase` starts."""
@@ -67,6 +84,13 @@ class Meter:
         self._calls[row] += 1
         counts = (self.assignments[self._phase, row], self.reads[self._phase, row])
         return counts[0].ctypes.data, counts[1].ctypes.data
+
+    def device_addresses(self, row: int) -> tuple[int, int]:
+        """As `addresses`, on the device of `count_on`; a captured graph keeps the phase."""
+        assert self._on_device is not None
+        self._calls[row] += 1
+        assignments, reads = self._on_device[:, self._phase, row]
+        return assignments.data_ptr(), reads.data_ptr()
 
     def finish(self) -> None:
         """Check that the forward went through every layer's experts exactly once.

@@ -109,9 +109,14 @@ class SplitModel:
         return Step(output.logits[0, -1], kept)
 
     def synchronize(self) -> None:
-        """Wait until the device has finished; nothing to wait for on the host."""
+        """Wait until the device has finished, which on the host it always has.
+
+        Raises:
+            NativeError: experts could not be computed since the last time.
+        """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+            self.experts.check()
 
 
 @dataclass(frozen=True, slots=True)

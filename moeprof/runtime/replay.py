@@ -129,12 +129,14 @@ def replay(
             f"{loaded.checkpoint.fingerprint}",
             "replay a trace of the model that the placement is for",
         )
+    loaded.meter.collect()
     before = loaded.meter.assignments.copy()
     session = Session(loaded)
     for done, document in enumerate(read_documents(selection), start=1):
         _feed(session, document)
         if progress is not None:
             progress(done, len(selection.sequences))
+    loaded.meter.collect()
     measured = loaded.meter.assignments - before
     comparison = compare(selection, predicted_assignments(selection), measured, loaded.table.tier)
     return replace(session.report(), replay=comparison)

@@ -170,6 +170,7 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
         loaded: the model.
         seconds: spent in each phase of `PHASES`.
     """
+    loaded.meter.collect()
     hits = loaded.meter.hits(loaded.table.tier)
     used = [index for index in range(len(PHASES)) if loaded.meter.tokens[index]]
     return RunReport(

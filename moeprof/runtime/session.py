@@ -15,6 +15,7 @@ from moeprof.runtime.loader import LoadOptions, load
 from moeprof.runtime.model import LoadedModel
 from moeprof.runtime.report import RunReport, make_report
 from moeprof.runtime.sampling import Sampler, Sampling, TextStream
+from moeprof.runtime.sequence import Sequence
 from moeprof.trace.schema import PHASES
 
 Message = dict[str, str]
@@ -45,10 +46,12 @@ class Session:
 
     Args:
         loaded: a model from `load`.
+        compiled: whether to compile the layers of a decode step on CUDA.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, compiled: bool = True) -> None:
         self.loaded = loaded
+        self._compiled = compiled
         self.generations: list[Generation] = []
         self._seconds = [0.0] * len(PHASES)
 
@@ -60,6 +63,12 @@ class Session:
             UnsupportedModelError: the checkpoint has none.
         """
         return load_tokenizer(self.loaded.checkpoint.path)
+
+    @cached_property
+    def sequence(self) -> Sequence:
+        """What is fed; on CUDA it is made ready for decoding, which takes a moment."""
+        context = self.loaded.placement.budget.context_tokens
+        return Sequence(self.loaded, context, self._compiled)
 
     def generate(self, prompt: str, sampling: Sampling, write: Write | None = None) -> Generation:
         """Continue a text.
@@ -148,19 +157,17 @@ class Session:
     ) -> tuple[list[int], str]:
         """Prefill, then one token at a time; the last token is not fed any more."""
         sampler, ends = Sampler(sampling), self._end_tokens()
+        sequence = self.sequence
         room = self.loaded.placement.budget.context_tokens - len(token_ids)
         limit = min(sampling.max_new_tokens, room)
         with self.timed(PHASES[0]):
-            step = self.loaded.forward(token_ids, PHASES[0])
-            generated = [sampler.draw(step.logits)]
+            generated = [sampler.draw(sequence.prefill(token_ids))]
         with self.timed(PHASES[1]):
             while generated[-1] not in ends:
                 push(generated[-1])
                 if len(generated) == limit:
                     return generated, "context" if limit == room else "max_new_tokens"
-                position = len(token_ids) + len(generated) - 1
-                step = self.loaded.forward(generated[-1:], PHASES[1], step.cache, position)
-                generated.append(sampler.draw(step.logits))
+                generated.append(sampler.draw(sequence.step(generated[-1])))
         return generated, "eos"
 
     def _end_tokens(self) -> frozenset[int]:

@@ -21,12 +21,14 @@ from moeprof.model_shape import ModelShape
 from moeprof.native import ExpertLayer, Workers
 from moeprof.native.cores import physical_cores
 from moeprof.placement.tier import Tier
+from moeprof.runtime.device_experts import DeviceExperts, HandOver
 from moeprof.runtime.experts import LayerExperts
 from moeprof.runtime.formats import STORED
 from moeprof.runtime.host_experts import HostExperts
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
 from moeprof.runtime.stores import (
+    PackedStore,
     ParameterSpec,
     SlotTable,
     Store,
@@ -121,6 +123,13 @@ class SplitExperts(Protocol):
             CapacityError: the placement takes more VRAM than was set aside.
         """
 
+    def check(self) -> None:
+        """Raise what went wrong in kernels since the last check; the device must be done.
+
+        Raises:
+            NativeError: something did; what was computed since then is of no use.
+        """
+
     def read_bandwidth(self) -> float:
         """Bytes per second of a plain read of experts in host memory, by the threads that compute.
 
@@ -188,6 +197,9 @@ class StoredExperts:
         """See `SplitExperts.place`; these stay where they are."""
         raise _not_packed("be moved")
 
+    def check(self) -> None:
+        """See `SplitExperts.check`; torch raises on its own."""
+
     def read_bandwidth(self) -> float:
         """See `SplitExperts.read_bandwidth`; the kernels do not read these."""
         raise _not_packed("be read by the kernels")
@@ -219,6 +231,11 @@ class PackedExperts:
             everywhere = np.full_like(request.table.tier, Tier.RAM)
             self._home = SlotTable.from_tiers(everywhere)
         self.stores = allocate_packed_stores(self._home, self.expert_bytes, request.device)
+        self._vram: Tensor | None = None
+        if request.movable and request.device.type == "cuda":
+            planned = allocate_packed_stores(request.table, self.expert_bytes, request.device)
+            self._vram = planned[Tier.VRAM].memory
+        self._workspace: Tensor | None = None
         self._staging = np.empty(max(self.expert_bytes), np.uint8)
 
     @cached_property
@@ -254,16 +271,83 @@ class PackedExperts:
 
     def layers(self) -> list[LayerExperts]:
         """See `SplitExperts.layers`."""
+        if self._request.device.type == "cuda":
+            if self._request.movable:
+                self.place(self._request.table.tier)
+            else:
+                self._tell_slots()
+            return list(self._on_device)
         return [
             HostExperts(row, kernel, self.workers, self._request.meter)
             for row, kernel in enumerate(self._kernels)
         ]
+
+    def check(self) -> None:
+        """See `SplitExperts.check`."""
+        if self._request.device.type == "cuda":
+            self._hand_over.check()
 
     def place(self, tier_of: NDArray[np.uint8]) -> None:
         """See `SplitExperts.place`."""
         if not self._request.movable:
             raise UnsupportedModelError("experts: were not loaded to be moved", "load them so")
         self.table = SlotTable.from_tiers(tier_of)
+        if self._vram is None:
+            return
+        device, slots = self._request.device, self.table.slots_in(Tier.VRAM)
+        vram = PackedStore(Tier.VRAM, device, slots, self.expert_bytes, self._vram)
+        for row, expert in np.argwhere(tier_of == Tier.VRAM).tolist():
+            vram.expert(row, int(self.table.slot[row, expert])).copy_(self._slot(row, expert))
+        self.stores = {**self.stores, Tier.VRAM: vram}
+        self._tell_slots()
+
+    @cached_property
+    def _hand_over(self) -> HandOver:
+        request = self._request
+        return HandOver(
+            self._packers[0],
+            request.shape.top_k,
+            self.workers,
+            self._kernels,
+            request.device,
+            physical_cores()[0],
+        )
+
+    @cached_property
+    def _on_device(self) -> list[DeviceExperts]:
+        request = self._request
+        request.meter.count_on(request.device)
+        return [
+            DeviceExperts(
+                row,
+                packer,
+                request.shape.num_experts,
+                self._hand_over,
+                request.meter,
+                request.device,
+            )
+            for row, packer in enumerate(self._packers)
+        ]
+
+    def _tell_slots(self) -> None:
+        """Tell the device which slot holds which expert.
+
+        Slots are counted from the start of the tier where the layers are alike, so that another
+        placement only changes numbers.
+        """
+        store = self.stores[Tier.VRAM]
+        memory = store.memory
+        largest = max(layer.workspace_bytes for layer in self._on_device)
+        if self._workspace is None:
+            self._workspace = torch.zeros(largest, dtype=torch.uint8, device=memory.device)
+        for row, layer in enumerate(self._on_device):
+            stride, start = store.stride(row), store.start(row)
+            first = start // stride if start % stride == 0 else 0
+            packed = memory if start % stride == 0 else memory[start:]
+            slots = np.where(self.table.tier[row] == Tier.VRAM, self.table.slot[row] + first, -1)
+            layer.set_weights(
+                packed, stride, torch.from_numpy(slots.astype(np.int32)), self._workspace
+            )
 
     def read_bandwidth(self) -> float:
         """See `SplitExperts.read_bandwidth`: of as many experts at a time as a token chooses."""

@@ -124,16 +124,26 @@ class PackedStore:
         tier: the tier.
         device: where its bytes are.
         num_bytes: bytes of all slots.
+        memory: [at least num_bytes] uint8 that holds them.
 
     Args:
         tier: the tier.
         device: where to allocate.
         slots: for each layer the number of experts.
         sizes: for each layer the bytes of one packed expert.
+        memory: [n] uint8 on the device to use; None to allocate.
+
+    Raises:
+        CapacityError: `memory` is too small.
     """
 
     def __init__(
-        self, tier: Tier, device: torch.device, slots: Sequence[int], sizes: Sequence[int]
+        self,
+        tier: Tier,
+        device: torch.device,
+        slots: Sequence[int],
+        sizes: Sequence[int],
+        memory: Tensor | None = None,
     ) -> None:
         self.tier = tier
         self.device = device
@@ -142,7 +152,13 @@ class PackedStore:
         spans = [count * stride for count, stride in zip(slots, self._strides, strict=True)]
         self._starts = (0, *accumulate(spans))
         self.num_bytes = self._starts[-1]
-        self._bytes = _allocate(device, self.num_bytes)
+        if memory is not None and len(memory) < self.num_bytes:
+            raise CapacityError(
+                f"tier {tier.label}: {format_size(self.num_bytes)} are needed, "
+                f"{format_size(len(memory))} were set aside",
+                "use a placement with fewer experts there",
+            )
+        self.memory = _allocate(device, self.num_bytes) if memory is None else memory
 
     def expert(self, row: int, slot: int) -> Tensor:
         """[bytes of a packed expert] uint8, a view.
@@ -152,12 +168,15 @@ class PackedStore:
             slot: the expert's slot in this layer.
         """
         start = self._starts[row] + slot * self._strides[row]
-        return self._bytes[start : start + self._sizes[row]]
+        return self.memory[start : start + self._sizes[row]]
 
-    def layer(self, row: int) -> Tensor:
-        """[slots, stride] uint8, a view of a layer's slots; experts begin at their start."""
-        span = self._bytes[self._starts[row] : self._starts[row + 1]]
-        return span.view(-1, self._strides[row])
+    def stride(self, row: int) -> int:
+        """Bytes from slot to slot of a layer."""
+        return self._strides[row]
+
+    def start(self, row: int) -> int:
+        """Where a layer's slots begin, in bytes."""
+        return self._starts[row]
 
 
 def _allocate(device: torch.device, num_bytes: int) -> Tensor:

@@ -1,0 +1,195 @@
+"""Computing routed experts on a CUDA device, those in host memory at the same time by the CPU."""
+
+from collections.abc import Sequence
+from itertools import count
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.library import custom_op
+
+from moeprof.errors import UnsupportedModelError
+from moeprof.native import Answerer, ExpertLayer, Workers
+from moeprof.native.cuda import check_faults, unavailable
+from moeprof.runtime.host_experts import ELEMENT_NAMES
+from moeprof.runtime.meter import Meter
+from moeprof.runtime.packing import ExpertPacker
+
+_LAYERS: "WeakValueDictionary[int, DeviceExperts]" = WeakValueDictionary()
+_NUMBERS = count()
+
+
+class HandOver:
+    """What all layers of a model share: the exchange with the host, and who answers there.
+
+    Args:
+        packer: of the first layer; all have its hidden size.
+        top_k: experts per token.
+        workers: threads that compute experts in host memory.
+        kernels: the CPU kernel of each layer.
+        device: of the experts in VRAM.
+        core: processor that the answering thread is pinned to.
+
+    Raises:
+        UnsupportedModelError: the kernels cannot run on this device.
+    """
+
+    def __init__(
+        self,
+        packer: ExpertPacker,
+        top_k: int,
+        workers: Workers,
+        kernels: Sequence[ExpertLayer],
+        device: torch.device,
+        core: int,
+    ) -> None:
+        reason = unavailable()
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"experts on {device}: {reason}",
+                "install moeprof with nvcc on the PATH, or compute with torch: --format stored",
+            )
+        from moeprof.native import _cuda
+
+        hidden_size = packer.shape.hidden_size
+        with torch.cuda.device(device):
+            self.exchange = _cuda.Exchange(hidden_size, top_k)
+        self._answerer = Answerer(self.exchange.address, hidden_size, top_k, workers, core)
+        for index, kernel in enumerate(kernels):
+            self._answerer.set_layer(index, kernel)
+        self._answerer.start()
+
+    def check(self) -> None:
+        """Raise what went wrong on the device or on the host since the last check.
+
+        Raises:
+            NativeError: something did; what was computed since then is of no use.
+        """
+        check_faults(self.exchange.take_faults())
+
+
+class DeviceExperts:
+    """One layer's experts.
+
+    Attributes:
+        handle: [] int64 in host memory, by which `experts_op` finds this layer: a value of a
+            graph rather than a constant, so that one compiled layer serves all.
+
+    Args:
+        row: index of the layer in `moe_layers`.
+        packer: of the layer's experts.
+        num_experts: routed experts (E).
+        hand_over: shared by all layers.
+        meter: where assignments are counted.
+        device: of the experts in VRAM.
+    """
+
+    def __init__(
+        self,
+        row: int,
+        packer: ExpertPacker,
+        num_experts: int,
+        hand_over: HandOver,
+        meter: Meter,
+        device: torch.device,
+    ) -> None:
+        from moeprof.native import _cuda
+
+        number = next(_NUMBERS)
+        self.handle = torch.tensor(number)
+        self._row = row
+        self._meter = meter
+        self._hand_over = hand_over
+        self._slot_of = torch.full((num_experts,), -1, dtype=torch.int32, device=device)
+        unit, shape = packer.gating.unit, packer.shape
+        with torch.cuda.device(device):
+            self._kernel = _cuda.DeviceLayer(
+                hand_over.exchange,
+                row,
+                shape.hidden_size,
+                shape.width,
+                num_experts,
+                hand_over.exchange.top_k,
+                shape.weight_format,
+                shape.has_biases,
+                unit.kind,
+                unit.alpha,
+                unit.limit,
+            )
+        _LAYERS[number] = self
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of device memory, zero at first, that layers of a stream may share."""
+        return self._kernel.workspace_bytes
+
+    def set_weights(self, packed: Tensor, stride: int, slots: Tensor, workspace: Tensor) -> None:
+        """Say where experts in VRAM lie; captured graphs see other slots, but not other memory.
+
+        Args:
+            packed: uint8 on the device; slot s begins at byte s * stride.
+            stride: bytes from slot to slot.
+            slots: [E] int32, the slot of each expert, -1 for those in host memory.
+            workspace: uint8 on the device.
+        """
+        self._slot_of.copy_(slots)
+        self._kept = (packed, workspace)
+        self._kernel.set_weights(
+            packed.data_ptr(), stride, self._slot_of.data_ptr(), workspace.data_ptr()
+        )
+
+    def forward(
+        self,
+        module: nn.Module,
+        hidden_states: Tensor,
+        top_k_index: Tensor,
+        top_k_weights: Tensor,
+    ) -> Tensor:
+        """Sum of the chosen experts' outputs, in slot order and in float32, rounded at the end.
+
+        Nothing waits for the device; `HandOver.check` raises what went wrong.
+        """
+        output: Tensor = experts_op(hidden_states, top_k_index, top_k_weights, self.handle)
+        return output
+
+    def launch(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Enqueue the computation on the current stream."""
+        rows = hidden_states.contiguous()
+        ids = top_k_index.to(torch.int64).contiguous()
+        weights = top_k_weights.contiguous()
+        output = torch.empty_like(rows)
+        assignments, reads = self._meter.device_addresses(self._row)
+        self._kernel.forward(
+            torch.cuda.current_stream(rows.device).cuda_stream,
+            rows.data_ptr(),
+            ELEMENT_NAMES[rows.dtype],
+            ids.data_ptr(),
+            weights.data_ptr(),
+            ELEMENT_NAMES[weights.dtype],
+            len(rows),
+            output.data_ptr(),
+            assignments,
+            reads,
+        )
+        return output
+
+
+@custom_op("moeprof::experts", mutates_args=())
+def experts_op(hidden: Tensor, ids: Tensor, weights: Tensor, handle: Tensor) -> Tensor:
+    """The routed experts of one layer, as one operation that compilers leave alone.
+
+    Args:
+        hidden: [T, H] on the device.
+        ids: [T, K] integer.
+        weights: [T, K] floating.
+        handle: of the layer's `DeviceExperts`.
+
+    Returns:
+        [T, H] in the type of `hidden`.
+    """
+    return _LAYERS[int(handle)].launch(hidden, ids, weights)
+
+
+@experts_op.register_fake
+def _(hidden: Tensor, ids: Tensor, weights: Tensor, handle: Tensor) -> Tensor:
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
