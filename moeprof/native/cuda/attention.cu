@@ -120,8 +120,7 @@ __device__ void score_tile(const DecodeAttention& job, Shared<kHeads>& shared, c
 #pragma unroll
         for (int j = 0; j < kChunks; ++j) {
             const int chunk = row_lane + kRowLanes * j;
-            loaded[r][j] = visible[r] && chunk < chunks ? load_once(key + chunk * kPerChunk)
-                                                        : make_uint4(0, 0, 0, 0);
+            loaded[r][j] = load_once(key + chunk * kPerChunk, visible[r] && chunk < chunks);
         }
     }
     float sums[kRowsAtOnce][kHeads] = {};
@@ -356,8 +355,7 @@ __global__ void __launch_bounds__(kThreads)
                 const int row = row_set + r * row_sets;
                 const bool wanted =
                     sums_values && row < kTile && ((seen[row / 32] >> (row % 32)) & 1U);
-                ahead[r] = wanted ? load_once(own_values + (first + row) * job.value_strides[2])
-                                  : make_uint4(0, 0, 0, 0);
+                ahead[r] = load_once(own_values + (first + row) * job.value_strides[2], wanted);
             }
             score_tile<T, kHeads, kChunks>(job, shared, keys, first, seen, num_heads);
             __syncthreads();
@@ -377,10 +375,8 @@ __global__ void __launch_bounds__(kThreads)
                             const int row = begin + r * row_sets;
                             const bool wanted =
                                 row < kTile && ((seen[row / 32] >> (row % 32)) & 1U);
-                            ahead[r] =
-                                wanted
-                                    ? load_once(own_values + (first + row) * job.value_strides[2])
-                                    : make_uint4(0, 0, 0, 0);
+                            ahead[r] = load_once(own_values + (first + row) * job.value_strides[2],
+                                                 wanted);
                         }
                     }
 #pragma unroll

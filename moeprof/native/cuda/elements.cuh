@@ -63,21 +63,42 @@ __device__ inline void unpack<__half>(const uint4& chunk, float (&values)[8]) {
     }
 }
 
+// Loads of 16 bytes, or zeros where not wanted. The condition is the load's own predicate: a branch
+// around each load would end in a move that waits for it, and loads would go one by one.
+
 /// Weights are read once: they pass the first-level cache by. Nothing may write them meanwhile.
-__device__ inline uint4 load_weights(const void* address) {
+__device__ inline uint4 load_weights(const void* address, bool wanted = true) {
     uint4 chunk;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(chunk.x), "=r"(chunk.y), "=r"(chunk.z), "=r"(chunk.w)
-                 : "l"(address));
+    asm volatile(
+        "{\n"
+        ".reg .pred wanted;\n"
+        "setp.ne.u32 wanted, %5, 0;\n"
+        "mov.u32 %0, 0;\n"
+        "mov.u32 %1, 0;\n"
+        "mov.u32 %2, 0;\n"
+        "mov.u32 %3, 0;\n"
+        "@wanted ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        "}"
+        : "=&r"(chunk.x), "=&r"(chunk.y), "=&r"(chunk.z), "=&r"(chunk.w)
+        : "l"(address), "r"(static_cast<std::uint32_t>(wanted)));
     return chunk;
 }
 
 /// Keys and values are read once too, but the kernel before may just have written them.
-__device__ inline uint4 load_once(const void* address) {
+__device__ inline uint4 load_once(const void* address, bool wanted) {
     uint4 chunk;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(chunk.x), "=r"(chunk.y), "=r"(chunk.z), "=r"(chunk.w)
-                 : "l"(address));
+    asm volatile(
+        "{\n"
+        ".reg .pred wanted;\n"
+        "setp.ne.u32 wanted, %5, 0;\n"
+        "mov.u32 %0, 0;\n"
+        "mov.u32 %1, 0;\n"
+        "mov.u32 %2, 0;\n"
+        "mov.u32 %3, 0;\n"
+        "@wanted ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        "}"
+        : "=&r"(chunk.x), "=&r"(chunk.y), "=&r"(chunk.z), "=&r"(chunk.w)
+        : "l"(address), "r"(static_cast<std::uint32_t>(wanted)));
     return chunk;
 }
 

@@ -56,9 +56,8 @@ __global__ void __launch_bounds__(32 * kWarps) multiply(const RowProducts job, c
 #pragma unroll
             for (int a = 0; a < kAhead; ++a) {
                 const int chunk = base + a * kStep;
-                loaded[r][a] = chunk < chunks && row0 < rows
-                                   ? load_weights(values + chunk * kPerChunk)
-                                   : make_uint4(0, 0, 0, 0);
+                loaded[r][a] =
+                    load_weights(values + chunk * kPerChunk, chunk < chunks && row0 < rows);
             }
         }
         if (base == begin) wait_for_previous();
