@@ -567,6 +567,22 @@ __device__ inline bool wait_for_answer(const ExchangeView& exchange, std::uint64
     }
 }
 
+// One thread of each block: only block 0 looks over the bus, and passes on what it finds. False if
+// there is no answer.
+__device__ inline bool learn_answer(const DecodeCall& call) {
+    DecodeState& state = *call.state;
+    const std::uint64_t number = load_acquire(&state.posted);
+    if (blockIdx.x == 0) {
+        const bool is_answered = wait_for_answer(call.exchange, number);
+        store_release(&state.answered, 2 * number + (is_answered ? 0 : 1));
+        return is_answered;
+    }
+    for (;;) {
+        const std::uint64_t answered = load_acquire(&state.answered);
+        if (answered / 2 >= number) return answered % 2 == 0;
+    }
+}
+
 // Adds up the slots of this block's rows, in slot order; the definition is slot_sum.
 __device__ inline void join(const DecodeCall& call, const Tables& tables, std::uint32_t first_row,
                             std::uint32_t own_rows, const float* results) {
@@ -669,10 +685,7 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeCall call) {
     const std::uint32_t own_quads = Stream<kFormat>::first_quad(layer, blockIdx.x + 1) - first_quad;
     down<kFormat, kTokens>(call, tables, ready, first_quad, own_quads, stream, results);
     if (threadIdx.x == 0) {
-        tables.gave_up =
-            tables.num_host > 0 &&
-            !wait_for_answer(call.exchange,
-                             *const_cast<volatile std::uint64_t*>(&call.state->posted));
+        tables.gave_up = tables.num_host > 0 && !learn_answer(call);
     }
     __syncthreads();
     join(call, tables, first_quad * kQuad, own_quads * kQuad, results);

@@ -54,6 +54,10 @@ __device__ __forceinline__ std::uint64_t load_acquire(const std::uint64_t* addre
     return value;
 }
 
+__device__ __forceinline__ void store_release(std::uint64_t* address, std::uint64_t value) {
+    asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
 __device__ __forceinline__ std::uint64_t load_acquire_from_host(const std::uint64_t* address) {
     std::uint64_t value;
     asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");

@@ -62,6 +62,7 @@ struct ExchangeView {
 struct DecodeState {
     std::uint64_t arrivals;  // of thread blocks at the barrier, ever
     std::uint64_t posted;    // questions to the host, ever
+    std::uint64_t answered;  // twice the last number answered, plus 1 if it was given up
 };
 
 constexpr std::size_t kStateBytes = 256;
