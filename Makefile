@@ -1,12 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES := $(foreach folder,moeprof/native moeprof/native/cuda,$(foreach type,cpp hpp cu cuh,$(wildcard $(folder)/*.$(type))))
+CXX_FILES := $(foreach folder,moeprof/native moeprof/native/cuda tests/native,$(foreach type,cpp hpp cu cuh,$(wildcard $(folder)/*.$(type))))
 NATIVE := CMakeLists.txt $(CXX_FILES)
 # A known CPU build; an unpinned torch would bring gigabytes on machines without a GPU.
 TORCH := torch==2.13.0
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all sanitize lint format clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,14 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n auto
+
+# The native core without Python: memory and undefined behaviour, then races.
+sanitize: setup
+	for sanitizers in address,undefined thread; do \
+	  $(BIN)/cmake -S . -B build/sanitize-$$sanitizers -DMOEPROF_SANITIZE=$$sanitizers >/dev/null && \
+	  $(BIN)/cmake --build build/sanitize-$$sanitizers --parallel 2 && \
+	  build/sanitize-$$sanitizers/sanitize || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Many tokens through a layer, and the layer as a model calls it, against the definition."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,40 @@ def test_sums_are_rounded_as_torch_rounds_them(hidden_type) -> None:
         expected = torch.from_numpy(sums).to(TYPES[hidden_type])
         got = layer.forward(workers, rows, ids, weights)
         torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_memory_does_not_grow_over_ten_thousand_tokens() -> None:
+    layer, workers = Layer("q4_0", 64, 32), Workers(1)
+    rows = torch.from_numpy(make_rows(6, 40, layer.hidden_size)).bfloat16()
+    ids = torch.tensor([[0, 1, 2]]).repeat(40, 1)
+    weights = torch.ones(40, TOP_K)
+    output = torch.empty_like(rows)
+    pointers = (rows.data_ptr(), "bfloat16", ids.data_ptr(), weights.data_ptr(), "float32")
+
+    def run(tokens: int) -> int:
+        """Forwards many tokens once, one token so often, and the allocator's bytes in use."""
+        layer.native.forward(workers, *pointers, 40, output.data_ptr())
+        for _ in range(tokens):
+            layer.native.forward(workers, *pointers, 1, output.data_ptr())
+        return heap_bytes()
+
+    before = run(100)
+    assert abs(run(10_000) - before) < 10_000  # a byte a token would be more
+
+
+def heap_bytes() -> int:
+    """What malloc has handed out in this process, mapped blocks included."""
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = (
+            *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks")),
+            *((name, ctypes.c_size_t) for name in ("hblkhd", "usmblks", "fsmblks", "uordblks")),
+            *((name, ctypes.c_size_t) for name in ("fordblks", "keepcost")),
+        )
+
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("this C library does not tell what malloc has handed out")
+    libc.mallinfo2.restype = Mallinfo2
+    info = libc.mallinfo2()
+    return info.uordblks + info.hblkhd

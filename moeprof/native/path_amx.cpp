@@ -144,7 +144,7 @@ class Prefetch {
 
 // in[quad * 2 + pair] holds 8 lanes of rows 2 pair and 2 pair + 1 of a quad; out[lane] becomes that
 // lane of rows 0, 4, 8, 12, 1, 5, 9, 13, and so on.
-void transpose(const __m512i* in, __m512i* out) {
+MOEPROF_SHARED void transpose(const __m512i* in, __m512i* out) {
     __m512i quads[kPairs][4];  // [pair][lane % 4]: in each 128 bits one lane of the four quads
     for (std::size_t p = 0; p < kPairs; ++p) {
         const __m512i low01 = _mm512_unpacklo_epi32(in[p], in[2 + p]);
@@ -305,12 +305,15 @@ template <int kTokens>
 void accumulate(std::size_t first, std::size_t end, const std::uint8_t* token_scales,
                 std::size_t row_bytes, const float* weight_scales, Products& products,
                 float* accumulators) {
+    // Unrolled, or the compiler would keep the sums in memory.
     __m512 sums[kTokens];
+#pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) sums[t] = _mm512_setzero_ps();
     for (std::size_t place = first; place < end; ++place) {
         const std::int32_t* product = products.next();
         const __m512 weights = _mm512_load_ps(weight_scales + place * kRows);
         const std::uint8_t* scales = token_scales + place * sizeof(float);
+#pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t, scales += row_bytes) {
             float token_scale;
             std::memcpy(&token_scale, scales, sizeof token_scale);
@@ -319,6 +322,7 @@ void accumulate(std::size_t first, std::size_t end, const std::uint8_t* token_sc
             sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(dot, scale));
         }
     }
+#pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t, accumulators += kGroup * kRows) {
         _mm512_store_ps(accumulators, sums[t]);
     }
