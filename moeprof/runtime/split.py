@@ -238,6 +238,11 @@ class PackedExperts:
         self._workspace: Tensor | None = None
         self._staging = np.empty(max(self.expert_bytes), np.uint8)
 
+    @property
+    def meter(self) -> Meter:
+        """Where assignments are counted."""
+        return self._request.meter
+
     @cached_property
     def workers(self) -> Workers:
         """Resident threads, one per core unless told otherwise."""
@@ -275,7 +280,7 @@ class PackedExperts:
             if self._request.movable:
                 self.place(self._request.table.tier)
             else:
-                self._tell_slots()
+                self.tell_slots()
             return list(self._on_device)
         return [
             HostExperts(row, kernel, self.workers, self._request.meter)
@@ -299,7 +304,7 @@ class PackedExperts:
         for row, expert in np.argwhere(tier_of == Tier.VRAM).tolist():
             vram.expert(row, int(self.table.slot[row, expert])).copy_(self._slot(row, expert))
         self.stores = {**self.stores, Tier.VRAM: vram}
-        self._tell_slots()
+        self.tell_slots()
 
     @cached_property
     def _hand_over(self) -> HandOver:
@@ -329,7 +334,7 @@ class PackedExperts:
             for row, packer in enumerate(self._packers)
         ]
 
-    def _tell_slots(self) -> None:
+    def tell_slots(self) -> None:
         """Tell the device which slot holds which expert.
 
         Slots are counted from the start of the tier where the layers are alike, so that another

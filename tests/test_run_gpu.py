@@ -1,0 +1,92 @@
+"""Packed experts on a CUDA device: the same bits wherever each of them lives."""
+
+import numpy as np
+import pytest
+import torch
+from placing import make_placement
+from test_run_formats import PROMPT, logits_of, random_tiers
+
+from moeprof.checkpoint import Checkpoint, read_checkpoint
+from moeprof.demo import model_path
+from moeprof.placement.tier import Tier
+from moeprof.runtime import Sampling, Session, load
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Checkpoint:
+    return read_checkpoint(model_path())
+
+
+def tiers_of(checkpoint: Checkpoint, seed: int) -> np.ndarray:
+    """Everything in RAM, everything in VRAM, then drawn."""
+    tiers = random_tiers(checkpoint, seed)
+    if seed < 2:
+        tiers[:] = (Tier.RAM, Tier.VRAM)[seed]
+    return tiers
+
+
+@pytest.mark.parametrize("weight_format", ["q8_0", "q4_0", "bf16"])
+def test_ten_placements_give_the_same_tokens_and_the_same_bits(
+    weight_format: str, bundled: Checkpoint
+) -> None:
+    found = []
+    for seed in range(10):
+        placement = make_placement(bundled, tiers_of(bundled, seed))
+        loaded = load(placement, bundled, device="cuda", weight_format=weight_format)
+        session = Session(loaded, compiled=False)
+        ids = session.tokenizer(PROMPT)["input_ids"]
+        logits = logits_of(loaded, ids)
+        loaded.synchronize()
+        tokens = session.generate(PROMPT, Sampling(max_new_tokens=24)).token_ids
+        found.append((tokens, logits.cpu()))
+    tokens, logits = found[0]
+    assert logits.isfinite().all()
+    assert logits.std(dim=1).min() > 0
+    assert [other for other, _ in found] == [tokens] * 10
+    assert all(torch.equal(other, logits) for _, other in found)
+
+
+@pytest.mark.parametrize("weight_format", ["q8_0", "q4_0"])
+def test_a_layer_on_the_device_gives_the_bits_of_the_host(
+    weight_format: str, bundled: Checkpoint
+) -> None:
+    layers = []
+    for device in ("cpu", "cuda"):
+        tiers = tiers_of(bundled, 5)
+        loaded = load(
+            make_placement(bundled, tiers), bundled, device=device, weight_format=weight_format
+        )
+        loaded.meter.begin("decode", 1)
+        layers.append((loaded, [m for m in loaded.model.modules() if hasattr(m, "moeprof_layer")]))
+    shape = bundled.shape
+    generator = torch.Generator().manual_seed(3)
+    for row in range(shape.num_moe_layers):
+        for num_tokens in (1, 3, 21):
+            hidden = torch.randn(num_tokens, shape.hidden_size, generator=generator).bfloat16()
+            order = torch.rand(num_tokens, shape.num_experts, generator=generator).argsort(dim=1)
+            ids = order[:, : shape.top_k]
+            weights = torch.rand(num_tokens, shape.top_k, generator=generator).bfloat16()
+            outputs = []
+            for loaded, modules in layers:
+                given = (tensor.to(loaded.device) for tensor in (hidden, ids, weights))
+                with torch.inference_mode():
+                    outputs.append(modules[row](*given).cpu())
+                loaded.synchronize()
+            assert torch.equal(*outputs)
+
+
+def test_counts_of_a_captured_run_are_those_of_its_tokens(bundled: Checkpoint) -> None:
+    loaded = load(make_placement(bundled), bundled, device="cuda", weight_format="q8_0")
+    session = Session(loaded, compiled=False)
+    assert session.sequence.notes == ()
+    generation = session.generate(PROMPT, Sampling(max_new_tokens=9))
+    session.report()
+    fed = len(session.tokenizer(PROMPT)["input_ids"]), len(generation.token_ids) - 1
+    shape = bundled.shape
+    assert loaded.meter.tokens.tolist() == list(fed)
+    expected = np.array(fed)[:, None] * shape.top_k
+    np.testing.assert_array_equal(
+        loaded.meter.assignments.sum(axis=2), np.broadcast_to(expected, (2, shape.num_moe_layers))
+    )
