@@ -12,6 +12,7 @@ of 512. Prints a table and writes DIR/gpu_full_size.json.
 import argparse
 import json
 import statistics
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -244,6 +245,12 @@ def measure(
     }
 
 
+def say(line: str) -> None:
+    """Show how far it is."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def run_format(weight_format: str, steps: int) -> dict[str, object]:
     """Every split of one format."""
     rng = np.random.default_rng(0)
@@ -259,12 +266,8 @@ def run_format(weight_format: str, steps: int) -> dict[str, object]:
     begun = time.perf_counter()
     decoder = Decoder(model, CONTEXT_TOKENS, CONFIG.num_experts)
     ready_s = time.perf_counter() - begun
-    sys.stderr.write(
-        f"{weight_format}: made in {made_s:.0f} s, decoder ready in {ready_s:.0f} s", flush=True
-    )
-    print(
-        "captured", decoder.is_captured, "compiled", decoder.is_compiled, decoder.notes, flush=True
-    )
+    say(f"{weight_format}: made in {made_s:.0f} s, decoder ready in {ready_s:.0f} s")
+    say(f"captured {decoder.is_captured}, compiled {decoder.is_compiled} {decoder.notes}")
     vram, ram = device_bandwidth(experts), experts.read_bandwidth()
     dense = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
     prompt = rng.integers(0, CONFIG.vocab_size, PROMPT_TOKENS).tolist()
@@ -284,7 +287,7 @@ def run_format(weight_format: str, steps: int) -> dict[str, object]:
                 "llama_cpp": theirs,
             }
             rows.append(row)
-            print(json.dumps(row), flush=True)
+            say(json.dumps(row))
     return {
         "made_s": made_s,
         "ready_s": ready_s,

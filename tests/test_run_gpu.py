@@ -37,7 +37,7 @@ def test_ten_placements_give_the_same_tokens_and_the_same_bits(
         loaded = load(placement, bundled, device="cuda", weight_format=weight_format)
         session = Session(loaded, compiled=False)
         ids = session.tokenizer(PROMPT)["input_ids"]
-        logits = logits_of(loaded, ids)
+        logits = logits_of(loaded, ids * 3)
         loaded.synchronize()
         tokens = session.generate(PROMPT, Sampling(max_new_tokens=24)).token_ids
         found.append((tokens, logits.cpu()))
