@@ -242,8 +242,7 @@ class Stream {
 
     // Quads of down that belong to blocks before `block`.
     __device__ static std::uint32_t first_quad(const DeviceLayer& layer, std::uint32_t block) {
-        const std::uint64_t quads = layer.hidden_size / kQuad;
-        return static_cast<std::uint32_t>(quads * block / gridDim.x);
+        return layer.hidden_size / kQuad * block / gridDim.x;
     }
 
     // The oldest stage, once its bytes are there.
@@ -431,6 +430,11 @@ __device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size, 
     constexpr int kAhead = 4;  // loads under way
     const std::uint32_t blocks = row_size / kBlock;
     const std::uint32_t num_blocks = num_rows * blocks;
+    // at / blocks without a division: exact while at * blocks stays below 2^32.
+    const std::uint64_t inverse = 0xFFFFFFFFu / blocks + std::uint64_t{1};
+    const auto row_of = [inverse](std::uint32_t at) {
+        return static_cast<std::uint32_t>(at * inverse >> 32);
+    };
     const std::uint32_t abreast = blockDim.x / 8;
     const std::uint32_t part = threadIdx.x % 8;
     bool is_finite = true;
@@ -443,7 +447,7 @@ __device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size, 
             const std::uint32_t at = start + i * abreast + threadIdx.x % kWarp / 8;
             values[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             if (at < num_blocks) {
-                values[i] = source(at / blocks, at % blocks * kBlock + part * 4);
+                values[i] = source(row_of(at), (at - row_of(at) * blocks) * kBlock + part * 4);
             }
         }
 #pragma unroll
@@ -452,8 +456,9 @@ __device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size, 
             const std::uint32_t at = start + i * abreast + threadIdx.x % kWarp / 8;
             const bool writes = at < num_blocks;
             std::uint8_t* row =
-                ready + (writes ? at / blocks : 0) * ready_row_bytes<kFormat>(row_size);
-            is_finite &= make_ready<kFormat>(values[i], part, row, at % blocks, writes);
+                ready + (writes ? row_of(at) : 0) * ready_row_bytes<kFormat>(row_size);
+            is_finite &=
+                make_ready<kFormat>(values[i], part, row, at - row_of(at) * blocks, writes);
         }
     }
     return is_finite;
