@@ -59,8 +59,10 @@ def make_layers(exchange: object, weight_format: str, width: int, resident: bool
         layer = _cuda.DeviceLayer(
             exchange, index, HIDDEN_SIZE, width, NUM_EXPERTS, TOP_K, weight_format
         )
-        store = torch.zeros(NUM_EXPERTS * size if resident else 256, dtype=torch.uint8)
-        store = store.cuda().random_(0, 60)  # the upper byte of a scale stays below infinity
+        store = torch.empty(
+            NUM_EXPERTS * size if resident else 256, dtype=torch.uint8, device="cuda"
+        )
+        store.random_(0, 60)  # the upper byte of a scale stays below infinity
         slots = torch.arange(NUM_EXPERTS, dtype=torch.int32, device="cuda")
         slots = slots if resident else torch.full_like(slots, -1)
         layers.append((layer, store, slots))

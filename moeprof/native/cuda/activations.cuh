@@ -85,7 +85,9 @@ __device__ __forceinline__ std::uint32_t magnitude_bits(float value) {
     return bits_of(value) & 0x7FFFFFFFu;
 }
 
-__device__ __forceinline__ float gated(const GatedUnit& unit, float gate, float up) {
+// Not inlined, like make_ready: a layer's code is fetched anew on every multiprocessor, and the
+// time of a decode is of that order.
+__device__ __noinline__ float gated(GatedUnit unit, float gate, float up) {
     switch (unit.kind) {
         case UnitKind::kGeluTanh:
             return gelu_tanh(gate) * up;
@@ -166,8 +168,8 @@ __device__ __forceinline__ RoundedPart round_part(const float4& values) {
 // Writes block `block` of a ready row in the order that decode reads; false if a value is not
 // finite. All lanes of a warp take part; those with `writes` false only lend their hands.
 template <Format kFormat>
-__device__ __forceinline__ bool make_ready(const float4& values, unsigned part, std::uint8_t* row,
-                                           std::uint32_t block, bool writes) {
+__device__ __noinline__ bool make_ready(float4 values, unsigned part, std::uint8_t* row,
+                                        std::uint32_t block, bool writes) {
     if constexpr (kFormat == Format::kBf16) {
         const RoundedPart rounded = round_part(values);
         if (writes && (part & 2) == 0) {

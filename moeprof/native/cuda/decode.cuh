@@ -87,6 +87,7 @@ __device__ inline void report(const ExchangeView& exchange, std::uint32_t fault)
 __device__ inline void read_choices(const DecodeCall& call, std::uint32_t num_pairs,
                                     Tables& tables) {
     const DeviceLayer& layer = call.layer;
+#pragma unroll 1
     for (std::uint32_t pair = threadIdx.x; pair < num_pairs; pair += blockDim.x) {
         const float weight = load_value(call.input.weights, call.input.weights_type, pair);
         tables.weights[pair] = weight;
@@ -94,6 +95,7 @@ __device__ inline void read_choices(const DecodeCall& call, std::uint32_t num_pa
             static_cast<std::uint16_t>(expert_of(call.input, layer.num_experts, pair, weight));
     }
     if (layer.num_experts > kSlotTable) return;
+#pragma unroll 1
     for (std::uint32_t id = threadIdx.x; id < layer.num_experts; id += blockDim.x) {
         tables.slots[id] = layer.slot_of[id];
     }
@@ -106,6 +108,7 @@ __device__ inline void gather(const DecodeCall& call, std::uint32_t num_pairs, T
     const std::uint32_t before = (1u << lane) - 1;
     std::uint32_t num_jobs = 0, num_resident = 0, num_host = 0;
     bool is_repeated = false;
+#pragma unroll 1
     for (std::uint32_t start = 0; start < num_pairs; start += kWarp) {
         const std::uint32_t pair = start + lane;
         const std::uint32_t id = pair < num_pairs ? tables.ids[pair] : kNoExpertId;
@@ -115,6 +118,7 @@ __device__ inline void gather(const DecodeCall& call, std::uint32_t num_pairs, T
             slot = layer.num_experts > kSlotTable ? layer.slot_of[id] : tables.slots[id];
         }
         std::uint32_t rank = 0, first = pair;
+#pragma unroll 1
         for (std::uint32_t earlier = start; earlier-- > 0;) {
             if (tables.ids[earlier] != id) continue;
             ++rank;
@@ -159,10 +163,12 @@ __device__ inline void gather(const DecodeCall& call, std::uint32_t num_pairs, T
 __device__ inline void post(const DecodeCall& call, std::uint32_t num_pairs, const Tables& tables) {
     const ExchangeView& exchange = call.exchange;
     const std::uint32_t num_values = call.input.num_tokens * call.layer.hidden_size;
+#pragma unroll 1
     for (std::uint32_t at = 4 * threadIdx.x; at < num_values; at += 4 * blockDim.x) {
         *reinterpret_cast<float4*>(exchange.rows + at) =
             load_four(call.input.hidden, call.input.hidden_type, at);
     }
+#pragma unroll 1
     for (std::uint32_t pair = threadIdx.x; pair < num_pairs; pair += blockDim.x) {
         const bool is_host = tables.job_of[pair] == kNoJob;
         exchange.ids[pair] = is_host ? tables.ids[pair] : static_cast<std::uint16_t>(kNoExpertId);
@@ -188,6 +194,7 @@ __device__ inline void count(const DecodeCall& call) {
     if (num_pairs == 0) return;
     for (std::uint32_t id = threadIdx.x; id < call.layer.num_experts; id += blockDim.x) {
         std::int64_t assignments = 0;
+#pragma unroll 1
         for (std::uint32_t pair = 0; pair < num_pairs; ++pair) {
             const float weight = load_value(input.weights, input.weights_type, pair);
             assignments += expert_of(input, call.layer.num_experts, pair, weight) == id;
@@ -229,13 +236,13 @@ class Stream {
           first_quad_(first_quad(call.layer, blockIdx.x)),
           own_quads_(first_quad(call.layer, blockIdx.x + 1) - first_quad_) {
         open();
+#pragma unroll 1
         for (int stage = 0; stage < Ring::kStages; ++stage) request(stage);
     }
 
     // Quads of down that belong to blocks before `block`.
     __device__ static std::uint32_t first_quad(const DeviceLayer& layer, std::uint32_t block) {
-        const std::uint64_t quads = layer.hidden_size / kQuad;
-        return static_cast<std::uint32_t>(quads * block / gridDim.x);
+        return layer.hidden_size / kQuad * block / gridDim.x;
     }
 
     // The oldest stage, once its bytes are there.
@@ -397,6 +404,7 @@ __device__ __forceinline__ void add_group(const std::uint8_t* group, std::uint32
                 add_run<kTokens>(group, run, rows, num_rows, accumulators);
             }
         } else {
+#pragma unroll 1
             for (std::uint32_t run = 0; run < left / 16; ++run) {
                 add_run<kTokens>(group, run, rows, num_rows, accumulators);
             }
@@ -422,9 +430,15 @@ __device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size, 
     constexpr int kAhead = 4;  // loads under way
     const std::uint32_t blocks = row_size / kBlock;
     const std::uint32_t num_blocks = num_rows * blocks;
+    // at / blocks without a division: exact while at * blocks stays below 2^32.
+    const std::uint64_t inverse = 0xFFFFFFFFu / blocks + std::uint64_t{1};
+    const auto row_of = [inverse](std::uint32_t at) {
+        return static_cast<std::uint32_t>(at * inverse >> 32);
+    };
     const std::uint32_t abreast = blockDim.x / 8;
     const std::uint32_t part = threadIdx.x % 8;
     bool is_finite = true;
+#pragma unroll 1
     for (std::uint32_t start = threadIdx.x / kWarp * 4; start < num_blocks;
          start += kAhead * abreast) {
         float4 values[kAhead];
@@ -433,7 +447,7 @@ __device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size, 
             const std::uint32_t at = start + i * abreast + threadIdx.x % kWarp / 8;
             values[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             if (at < num_blocks) {
-                values[i] = source(at / blocks, at % blocks * kBlock + part * 4);
+                values[i] = source(row_of(at), (at - row_of(at) * blocks) * kBlock + part * 4);
             }
         }
 #pragma unroll
@@ -442,8 +456,9 @@ __device__ bool make_rows_ready(std::uint32_t num_rows, std::uint32_t row_size, 
             const std::uint32_t at = start + i * abreast + threadIdx.x % kWarp / 8;
             const bool writes = at < num_blocks;
             std::uint8_t* row =
-                ready + (writes ? at / blocks : 0) * ready_row_bytes<kFormat>(row_size);
-            is_finite &= make_ready<kFormat>(values[i], part, row, at % blocks, writes);
+                ready + (writes ? row_of(at) : 0) * ready_row_bytes<kFormat>(row_size);
+            is_finite &=
+                make_ready<kFormat>(values[i], part, row, at - row_of(at) * blocks, writes);
         }
     }
     return is_finite;
@@ -457,6 +472,7 @@ __device__ void gate_up(const DecodeCall& call, const Tables& tables, const std:
     const std::uint32_t quads = layer.width / kQuad;
     const std::uint32_t row_bytes = ready_row_bytes<kFormat>(layer.hidden_size);
     const std::size_t biases_at = expert_bytes(kFormat, layer.hidden_size, layer.width, false);
+#pragma unroll 1
     for (std::uint32_t item = blockIdx.x + gridDim.x * (threadIdx.x / kWarp);
          item < tables.num_jobs * quads; item += gridDim.x * (blockDim.x / kWarp)) {
         const Job& job = tables.jobs[item / quads];
@@ -475,6 +491,7 @@ __device__ void gate_up(const DecodeCall& call, const Tables& tables, const std:
             rows[t] = ready + pair / layer.top_k * row_bytes;
             gate[t] = up[t] = 0.0f;
         }
+#pragma unroll 1
         for (std::uint32_t at = 0; at < layer.hidden_size; at += GroupOf<kFormat>::kValues) {
             const std::uint8_t* stage = stream.front();
             const std::uint32_t left = layer.hidden_size - at;
@@ -511,6 +528,7 @@ __device__ void down(const DecodeCall& call, const Tables& tables, const std::ui
     const std::uint32_t row_bytes = ready_row_bytes<kFormat>(layer.width);
     const std::size_t biases_at = expert_bytes(kFormat, layer.hidden_size, layer.width, false) +
                                   2 * sizeof(float) * layer.width;
+#pragma unroll 1
     for (std::uint32_t item = threadIdx.x / kWarp; item < tables.num_jobs * own_quads;
          item += blockDim.x / kWarp) {
         const Job& job = tables.jobs[item / own_quads];
@@ -527,8 +545,10 @@ __device__ void down(const DecodeCall& call, const Tables& tables, const std::ui
             rows[t] = ready + (t < job.num_tokens ? job.pairs[t] : 0) * row_bytes;
             sums[t] = 0.0f;
         }
+#pragma unroll 1
         for (std::uint32_t at = 0; at < layer.width; at += 2 * GroupOf<kFormat>::kValues) {
             const std::uint8_t* stage = stream.front();
+#pragma unroll 1
             for (std::uint32_t half = 0; half < 2; ++half) {
                 const std::uint32_t from = at + half * GroupOf<kFormat>::kValues;
                 if (from >= layer.width) break;
@@ -588,6 +608,7 @@ __device__ inline void join(const DecodeCall& call, const Tables& tables, std::u
                             std::uint32_t own_rows, const float* results) {
     const DeviceLayer& layer = call.layer;
     const bool all_on_host = tables.num_resident == 0 && tables.num_host > 0;
+#pragma unroll 1
     for (std::uint32_t at = threadIdx.x; at < call.input.num_tokens * own_rows; at += blockDim.x) {
         const std::uint32_t token = at / own_rows, own_row = at % own_rows;
         const std::size_t place = std::size_t{token} * layer.hidden_size + first_row + own_row;
@@ -598,6 +619,7 @@ __device__ inline void join(const DecodeCall& call, const Tables& tables, std::u
             total = __ldcv(call.exchange.sums + place);
         } else {
             constexpr std::uint32_t kAhead = 8;  // loads under way
+#pragma unroll 1
             for (std::uint32_t start = 0; start < layer.top_k; start += kAhead) {
                 float values[kAhead];
 #pragma unroll
