@@ -124,12 +124,42 @@ def demo_on_device(folder: Path) -> dict[str, object]:
     return {"exit_code": done.returncode, "seconds": time.perf_counter() - begun}
 
 
+def benchmark(script: str, folder: Path, *arguments: str) -> dict[str, object]:
+    """Run another benchmark of this folder; what it writes stays beside our figures."""
+    begun = time.perf_counter()
+    with (folder / f"{script}.log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *arguments],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    found = folder / f"{script}.json"
+    return {
+        "exit_code": done.returncode,
+        "seconds": time.perf_counter() - begun,
+        "result": json.loads(found.read_text()) if found.exists() else None,
+    }
+
+
+def sanitized(folder: Path) -> dict[str, object]:
+    """The smallest kernel tests under compute-sanitizer's memory checker."""
+    command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q"]
+    command += ["tests/test_cuda_kernels.py", "-k", "faults or counts"]
+    with (folder / "sanitizer.log").open("w") as log:
+        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+    return {"exit_code": done.returncode}
+
+
 def main() -> None:
     """Run everything, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path())
     parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--stages", nargs="+", help="Only these, in this order.")
     arguments = parser.parse_args()
+    out = arguments.output
     arguments.output.mkdir(parents=True, exist_ok=True)
     if not torch.cuda.is_available():
         raise SystemExit("error: this machine has no CUDA device\nhint: run it on one that has")
@@ -141,9 +171,15 @@ def main() -> None:
     stages: dict[str, Callable[[], object]] = {
         "tests": lambda: run_tests(arguments.output),
         "context_bytes": context_bytes,
+        "experts": lambda: benchmark("gpu_experts", out, "--output", f"{out}/gpu_experts.json"),
+        "full_size": lambda: benchmark("gpu_full_size", out, "--output", str(out)),
+        "dense": lambda: benchmark("gpu_dense", out, "--output", str(out)),
         "tap_overhead": lambda: tap_overhead(arguments.repeats),
         "demo": lambda: demo_on_device(arguments.output),
+        "sanitized": lambda: sanitized(out),
     }
+    if arguments.stages:
+        stages = {name: stages[name] for name in arguments.stages}
     for name, stage in stages.items():
         result[name] = stage()
         (arguments.output / "gpu_acceptance.json").write_text(json.dumps(result, indent=1) + "\n")

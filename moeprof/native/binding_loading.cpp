@@ -83,7 +83,18 @@ void bind_loading(nb::module_& m) {
           nb::arg("path") = nb::none(),
           "Packs an expert given as numbers, named by their addresses.");
     nb::class_<HostMemory>(m, "HostMemory", "Zeroed memory on a 2 MiB boundary for weights.")
-        .def(nb::init<std::size_t>(), nb::arg("num_bytes"))
+        .def(
+            "__init__",
+            [](HostMemory* self, std::size_t num_bytes) {
+                // Other modules of the process may claim std::bad_alloc for errors of their own.
+                try {
+                    new (self) HostMemory(num_bytes);
+                } catch (const std::bad_alloc&) {
+                    PyErr_NoMemory();
+                    throw nb::python_error();
+                }
+            },
+            nb::arg("num_bytes"))
         .def_prop_ro(
             "address",
             [](const HostMemory& self) { return reinterpret_cast<std::uintptr_t>(self.data()); })

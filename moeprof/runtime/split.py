@@ -245,8 +245,14 @@ class PackedExperts:
 
     @cached_property
     def workers(self) -> Workers:
-        """Resident threads, one per core unless told otherwise."""
+        """Resident threads, one per core unless told otherwise.
+
+        With a CUDA device one core is left to the thread that waits for it: a worker that shares
+        its core with another thread makes all others wait.
+        """
         cores = physical_cores()
+        if self._request.device.type == "cuda" and len(cores) > 1:
+            cores = cores[:-1]
         return Workers(self._request.num_threads or len(cores), cores)
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
