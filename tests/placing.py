@@ -30,6 +30,7 @@ def make_placement(
     tier_of: np.ndarray | None = None,
     predicted: Prediction | None = None,
     weight_format: str = AS_STORED,
+    spare_bytes: int = 0,
 ) -> Placement:
     """A valid placement of a checkpoint with the given tier of each cell."""
     shape = checkpoint.shape
@@ -52,7 +53,7 @@ def make_placement(
         trace=TraceOrigin("none", "0" * 64, ("none",)),
         hardware=None,
         budget=Budget(
-            total_bytes=shape.dense_bytes + used,
+            total_bytes=shape.dense_bytes + used + spare_bytes,
             dense_bytes=shape.dense_bytes,
             kv_cache_bytes=0,
             workspace_bytes=0,

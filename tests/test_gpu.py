@@ -82,7 +82,9 @@ def test_split_experts_give_the_tokens_of_the_unmodified_model(vram_share) -> No
     rng = np.random.default_rng(3)
     size = (checkpoint.shape.num_moe_layers, checkpoint.shape.num_experts)
     tiers = np.where(rng.random(size) < vram_share, Tier.VRAM, Tier.RAM).astype(np.uint8)
-    session = Session(load(make_placement(checkpoint, tiers), dtype="float32", device="cuda"))
+    session = Session(
+        load(make_placement(checkpoint, tiers, spare_bytes=2**26), dtype="float32", device="cuda")
+    )
     prompt = "def main(arguments):\n    "
     found = session.generate(prompt, Sampling(max_new_tokens=48)).token_ids
     model = AutoModelForCausalLM.from_pretrained(
@@ -111,7 +113,12 @@ def test_replay_on_cuda_hits_exactly_what_the_trace_predicts(tmp_path) -> None:
     data = f"python={text_path() / 'python'}"
     options = {"device": "cuda", "sequence_length": 256, "max_tokens": 2000, "batch_size": 1}
     trace(request(model_path(), data, tmp_path / "t", **options))
-    loaded = load(make_placement(read_checkpoint(model_path())), dtype="float32", device="cuda")
+    loaded = load(
+        make_placement(read_checkpoint(model_path())),
+        dtype="float32",
+        device="cuda",
+        within_budget=False,
+    )
     report = replay(loaded, select_documents(str(tmp_path / "t")))
     assert report.replay is not None
     assert report.replay.equal

@@ -65,7 +65,7 @@ def _steps(output: Path, force: bool) -> list[tuple[str, str]]:
         ),
         (
             "Measure this machine.",
-            f"hardware {model} -o {hardware} --dtype float32{again}",
+            f"hardware {model} -o {hardware}{again}",
         ),
         (
             "Decide which experts live in VRAM, under one budget for everything.",
@@ -75,7 +75,7 @@ def _steps(output: Path, force: bool) -> list[tuple[str, str]]:
         (
             "Run the model exactly so.",
             f"run --placement {placement} --prompt 'def read_config(path):' "
-            "--max-new-tokens 120 --temperature 0.7 --dtype float32",
+            "--max-new-tokens 120 --temperature 0.7",
         ),
         (
             "Feed it traced text again: the hits must be those that the trace predicts.",

@@ -141,6 +141,7 @@ def _replay(
     from moeprof.runtime import replay, select_documents
 
     selection = select_documents(spec)
+    options = {**options, "within_budget": False}
     if options["dtype"] == "auto":
         options = {**options, "dtype": selection.trace.metadata.capture.dtype}
     loaded = _load(plan, model, options, quiet)

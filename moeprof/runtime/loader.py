@@ -44,6 +44,8 @@ class LoadOptions(TypedDict, total=False):
         weight_format: `q8_0`, `q4_0`, `bf16`, or `stored` for torch's own arithmetic in `dtype`;
             None for the placement's, see `choose_format`.
         num_threads: threads that compute experts in host memory; None for one per physical core.
+        within_budget: whether to refuse a model that overruns the VRAM of its plan; True unless
+            given. A replay compares routing, in the trace's element type, whatever was planned.
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
         progress: told how far reading is, of `DENSE` and then of `EXPERTS`, in bytes as stored.
@@ -55,6 +57,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: str
     weight_format: str | None
     num_threads: int | None
+    within_budget: bool
     movable: bool
     progress: LoadProgress | None
     store: Path | None
@@ -85,7 +88,9 @@ def load(
     split = _load(checkpoint, placement.tier_of, placement, options)
     tensors = sum(1 for _ in split.model.parameters()) + sum(1 for _ in split.model.buffers())
     slots = int((placement.tier_of == Tier.VRAM).sum())
-    vram = measure_vram(placement.budget, split.device, before, tensors + slots)
+    vram = None
+    if options.get("within_budget", True):
+        vram = measure_vram(placement.budget, split.device, before, tensors + slots)
     facts = {field.name: getattr(split, field.name) for field in fields(split)}
     return LoadedModel(**facts, placement=placement, vram=vram)
 
