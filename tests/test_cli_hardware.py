@@ -5,7 +5,10 @@ import pytest
 from tiny import save_model
 
 from moeprof.cli import main
+from moeprof.demo import model_path
 from moeprof.hardware import read_hardware
+from moeprof.native import expert_bytes
+from moeprof.placement import read_placement
 from moeprof.runtime.measurement import measure_hardware
 
 
@@ -52,3 +55,25 @@ def test_json_is_the_profile_on_stdout(
     with pytest.raises(SystemExit):
         main(["hardware", str(tiny_model), "-o", str(path), "--device", "cpu", "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+
+
+def test_a_plan_for_a_format_is_priced_by_a_profile_that_timed_it(tmp_path: Path) -> None:
+    machine, placement = tmp_path / "machine.json", tmp_path / "plan.json"
+    model, trace = str(model_path()), str(Path(__file__).parent.parent / "traces" / "demo")
+    plan = ["plan", trace, "--model", model, "--vram", "6MB", "--context", "256"]
+    plan += ["--device-context", "0", "--format", "q8_0", "--hardware", str(machine)]
+    for command in (
+        ["hardware", model, "-o", str(machine), "--device", "cpu", "--format", "q8_0"],
+        [*plan, "-o", str(placement)],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert not stopped.value.code
+    assert set(read_hardware(machine).tiers["ram"].expert_time) == {"bfloat16", "q8_0"}
+    found = read_placement(placement)
+    assert found.planned_formats == {"q8_0"}
+    config = json.loads((model_path() / "config.json").read_text())
+    sizes = config["hidden_size"], config["moe_intermediate_size"]
+    assert found.layers[0].expert_bytes == expert_bytes(*sizes, "q8_0", False)
+    assert found.predicted.decode is not None
+    assert found.predicted.decode.tokens_per_s is not None

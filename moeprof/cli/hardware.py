@@ -15,6 +15,10 @@ def hardware(
     dtype: Annotated[
         str, typer.Option(help="bfloat16, float16, float32, or auto: as the checkpoint.")
     ] = "auto",
+    weight_format: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Time experts in q8_0, q4_0 or bf16, too; may be repeated."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="What to call the machine. [default: its processor]")
     ] = None,
@@ -33,7 +37,9 @@ def hardware(
     from moeprof.units import format_duration, format_size
 
     check_free(output, force)
-    profile = measure_hardware(model, device=device, dtype=dtype, name=name)
+    profile = measure_hardware(
+        model, device=device, dtype=dtype, name=name, formats=weight_format or ()
+    )
     write_whole(output, profile.to_json().encode())
     if as_json:
         typer.echo(profile.to_json(), nl=False)

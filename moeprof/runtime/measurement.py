@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import cycle
@@ -23,7 +24,7 @@ from moeprof.checkpoint.modules import ExpertsModule, find_moe_layers
 from moeprof.hardware import HardwareProfile, LinkProfile, TierProfile, Time
 from moeprof.model_shape import ModelShape
 from moeprof.placement.tier import Tier
-from moeprof.runtime.loader import load_split
+from moeprof.runtime.loader import LoadOptions, load_split
 from moeprof.runtime.model import SplitModel
 from moeprof.runtime.stores import host_memory_bytes
 
@@ -38,6 +39,7 @@ def measure_hardware(
     device: str = "auto",
     dtype: str = "auto",
     name: str | None = None,
+    formats: Sequence[str] = (),
 ) -> HardwareProfile:
     """Measure this machine with a model's own experts and layers.
 
@@ -50,6 +52,7 @@ def measure_hardware(
         device: `cpu`, `cuda`, `cuda:N`, or `auto` for CUDA where there is one.
         dtype: element type to run in; the profile's bytes stay those of the checkpoint.
         name: of the machine; None for its processor and device.
+        formats: further formats of experts to time, `q8_0`, `q4_0` or `bf16`.
 
     Raises:
         UnsupportedModelError: the model cannot be found or run.
@@ -63,10 +66,14 @@ def measure_hardware(
     bandwidth = {Tier.VRAM: read_bandwidth(place), Tier.RAM: read_bandwidth(host)}
     most = min(shape.top_k, shape.num_experts // 2)
     decoding = _decode(loaded, most)
-    lines = {
-        tier: decoding.line(tier, most, loaded.experts.expert_bytes[0] / bandwidth[tier])
-        for tier in bandwidth
-    }
+    lines = decoding.lines(most, loaded.experts.expert_bytes[0], bandwidth)
+    slopes = {shape.dtype: (lines, shape.expert_bytes[0])}
+    for weight_format in formats:
+        options: LoadOptions = {"device": str(place), "dtype": dtype}
+        options["weight_format"] = weight_format
+        held = load_split(checkpoint, _tiers(shape), **options)
+        size = held.experts.expert_bytes[0]
+        slopes[weight_format] = (_decode(held, most).lines(most, size, bandwidth), size)
     return HardwareProfile(
         name=name or _machine_name(place),
         source="measured",
@@ -76,9 +83,8 @@ def measure_hardware(
                 capacity_bytes=_capacity(place if tier is Tier.VRAM else host),
                 read_bytes_per_s=bandwidth[tier],
                 expert_time={
-                    shape.dtype: _split(
-                        lines[tier].slope_s, shape.expert_bytes[0], bandwidth[tier], 1
-                    )
+                    weight_format: _split(found[tier].slope_s, size, bandwidth[tier], 1)
+                    for weight_format, (found, size) in slopes.items()
                 },
             )
             for tier in bandwidth
@@ -123,6 +129,12 @@ class _Decoding:
 
     dense_s: float
     layer_s: dict[tuple[int, int], float]
+
+    def lines(
+        self, most: int, expert_bytes: int, bandwidth: Mapping[Tier, float]
+    ) -> dict[Tier, _Line]:
+        """The line of each tier, no flatter than memory allows; see `line`."""
+        return {tier: self.line(tier, most, expert_bytes / bandwidth[tier]) for tier in bandwidth}
 
     def line(self, tier: Tier, most: int, shortest_s: float) -> _Line:
         """The line through the times with one and with `most` experts of a tier.
