@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from moeprof.cli.options import Force, Json, Seed, read_text
+from moeprof.cli.options import Force, Json, Seed, read_text, table_console
 from moeprof.cli.progress import LoadBars
 from moeprof.errors import CapacityError
 
@@ -113,7 +113,7 @@ def _token_ids(loaded: "LoadedModel", text: Path | None, count: int) -> list[int
     tokenizer = load_tokenizer(loaded.checkpoint.path)
     found: list[int] = []
     for file in files:
-        found += tokenizer(read_text(file, "--text"))["input_ids"]
+        found += tokenizer(read_text(file, "--text"), verbose=False)["input_ids"]
         if len(found) >= count:
             return found[:count]
     name = "the bundled texts" if text is None else str(text)
@@ -139,7 +139,7 @@ def _document(loaded: "LoadedModel", cases: "list[Case]", figures: "list[Figure]
 def _print(loaded: "LoadedModel", figures: "list[Figure]") -> None:
     from moeprof.runtime.report import HOST_ONLY
 
-    console = Console()
+    console = table_console()
     if loaded.device.type == "cpu":
         Console(stderr=True).print(f"note: {HOST_ONLY}", highlight=False, soft_wrap=True)
     held = loaded.experts.weight_format

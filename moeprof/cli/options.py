@@ -4,13 +4,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from moeprof.errors import MoeprofError
+
+_PLAIN_WIDTH = 120
 
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace directory.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+
+
+def table_console() -> Console:
+    """Standard output for tables: as wide as the terminal, or wide enough where it is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def read_text(path: Path, option: str) -> str:

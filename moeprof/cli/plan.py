@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Force, Json, Seed, TraceArgument
+from moeprof.cli.options import Force, Json, Seed, TraceArgument, table_console
 
 if TYPE_CHECKING:
     from moeprof.hardware import HardwareProfile
     from moeprof.placement import Placement
-
-_PLAIN_WIDTH = 120  # columns where standard output is no terminal
 
 
 def plan(
@@ -111,14 +109,9 @@ def plan(
 
 
 def _print_tables(placement: "Placement") -> None:
-    from rich.console import Console
-
     from moeprof.report.placement_tables import placement_tables
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
-    console.print(placement_tables(placement), highlight=False)
+    table_console().print(placement_tables(placement), highlight=False)
 
 
 def _picture(placement: "Placement") -> bytes:
