@@ -166,8 +166,10 @@ void Prefill::work(Workers& workers, unsigned worker) {
         for (std::size_t token = first; token < end; ++token) ready_token(token);
     }
     workers.barrier();
-    if (not_finite_.load(std::memory_order_relaxed)) return;
-    while (take(gate_up_pieces_, gate_up_pieces_.end, &first, &end)) {
+    // Another worker may find the next value that is not finite right now, so what is read here may
+    // differ from worker to worker: all of them go on to the same barrier.
+    const bool goes_on = !not_finite_.load(std::memory_order_relaxed);
+    while (goes_on && take(gate_up_pieces_, gate_up_pieces_.end, &first, &end)) {
         for (std::size_t piece = first; piece < end; ++piece) {
             gate_up(at<Job>(jobs_at_)[piece / width_blocks], piece % width_blocks, mine);
         }
