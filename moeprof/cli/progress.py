@@ -20,7 +20,25 @@ from moeprof.units import format_duration
 _PLAIN_LINE_SECONDS = 10.0
 
 
-class TraceProgress:
+class _Bars:
+    """Bars that are shown inside a `with` block."""
+
+    _bar: Progress
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+class TraceProgress(_Bars):
     """Shows tokens, tokens/s and time left of each domain while it is traced."""
 
     def __init__(self) -> None:
@@ -37,18 +55,6 @@ class TraceProgress:
         self._first_tokens = 0
         self._first_fraction: float | None = None
         self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def advance(self, domain: str, tokens: int, fraction: float | None) -> None:
         """See `moeprof.capture.tracer.Progress`."""
@@ -82,7 +88,7 @@ class TraceProgress:
         return f", {format_duration(max(1.0, round(left)))} left"
 
 
-class LoadBars:
+class LoadBars(_Bars):
     """Shows bytes, speed and time left of what a load reads; nothing where nobody watches.
 
     Args:
@@ -102,18 +108,6 @@ class LoadBars:
             disable=quiet or not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def advance(self, what: str, done: int, total: int) -> None:
         """See `moeprof.checkpoint.weights.LoadProgress`."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from moeprof.runtime.kernel_call import ELEMENT_NAMES
+
 # Added to a sum that divides, so that a router whose scores all vanish gives zeros.
 _TINY = 1e-20
-
-ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 try:
@@ -152,7 +152,7 @@ def _attend_on_device(
     mask_stride = mask.stride(0) if mask is not None and mask.shape[0] == batch else 0
     strides = (*query.stride()[:2], *keys.stride()[:3], *values.stride()[:3], mask_stride)
     _kernels.decode_attention(
-        addresses, shape, strides, ELEMENTS[query.dtype], scaling, softcap, stream
+        addresses, shape, strides, ELEMENT_NAMES[query.dtype], scaling, softcap, stream
     )
     return output
 
@@ -174,7 +174,7 @@ def attends(
     unit = _CHUNK_BYTES // query.element_size()
     return (
         HAS_KERNELS
-        and query.dtype in ELEMENTS
+        and query.dtype in ELEMENT_NAMES
         and (mask is None or mask.stride(3) == 1)
         and all(
             0 < t.shape[3] <= _MOST_HEAD_SIZE and t.shape[3] % unit == 0 for t in (keys, values)
@@ -207,7 +207,7 @@ def row_products(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]
         [output.data_ptr() for output in outputs],
         [weight.shape[0] for weight in weights],
         row.shape[-1],
-        ELEMENTS[row.dtype],
+        ELEMENT_NAMES[row.dtype],
         _stream(row.device),
     )
     return outputs
@@ -266,7 +266,7 @@ def route(
     tensors = (row, weight, bias, correction, logits, weights, ids, ticket)
     _kernels.route(
         [_address(tensor) for tensor in tensors],
-        [ELEMENTS[dtype] for dtype in (row.dtype, weight.dtype, logit_dtype, weight_dtype)],
+        [ELEMENT_NAMES[dtype] for dtype in (row.dtype, weight.dtype, logit_dtype, weight_dtype)],
         (columns, experts, top_k),
         score,
         normalized,

@@ -11,7 +11,7 @@ from torch.library import custom_op
 from moeprof.errors import UnsupportedModelError
 from moeprof.native import Answerer, ExpertLayer, Workers
 from moeprof.native.cuda import check_faults, unavailable
-from moeprof.runtime.host_experts import ELEMENT_NAMES
+from moeprof.runtime.kernel_call import KernelCall
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
 
@@ -154,24 +154,11 @@ class DeviceExperts:
 
     def launch(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Enqueue the computation on the current stream."""
-        rows = hidden_states.contiguous()
-        ids = top_k_index.to(torch.int64).contiguous()
-        weights = top_k_weights.contiguous()
-        output = torch.empty_like(rows)
-        assignments, reads = self._meter.device_addresses(self._row)
-        self._kernel.forward(
-            torch.cuda.current_stream(rows.device).cuda_stream,
-            rows.data_ptr(),
-            ELEMENT_NAMES[rows.dtype],
-            ids.data_ptr(),
-            weights.data_ptr(),
-            ELEMENT_NAMES[weights.dtype],
-            len(rows),
-            output.data_ptr(),
-            assignments,
-            reads,
-        )
-        return output
+        call = KernelCall.of(hidden_states, top_k_index, top_k_weights)
+        stream = torch.cuda.current_stream(call.rows.device).cuda_stream
+        counts = self._meter.device_addresses(self._row)
+        self._kernel.forward(stream, *call.arguments(), *counts)
+        return call.output
 
 
 @custom_op("moeprof::experts", mutates_args=())

@@ -2,18 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from moeprof.errors import UnsupportedModelError
 from moeprof.native import ExpertLayer, Workers
+from moeprof.runtime.kernel_call import KernelCall
 from moeprof.runtime.meter import Meter
-
-ELEMENT_NAMES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +38,13 @@ class HostExperts:
         Raises:
             UnsupportedModelError: activations overflowed.
         """
-        rows = hidden_states.contiguous()
-        ids = top_k_index.to(torch.int64).contiguous()
-        weights = top_k_weights.contiguous()
-        output = torch.empty_like(rows)
-        assignments, reads = self.meter.addresses(self.row)
+        call = KernelCall.of(hidden_states, top_k_index, top_k_weights)
+        counts = self.meter.addresses(self.row)
         try:
-            self.kernel.forward(
-                self.workers,
-                rows.data_ptr(),
-                ELEMENT_NAMES[rows.dtype],
-                ids.data_ptr(),
-                weights.data_ptr(),
-                ELEMENT_NAMES[weights.dtype],
-                len(rows),
-                output.data_ptr(),
-                assignments,
-                reads,
-            )
+            self.kernel.forward(self.workers, *call.arguments(), *counts)
         except ValueError as error:
             raise not_finite(type(module).__name__, self.row, error) from error
-        return output
+        return call.output
 
 
 def not_finite(name: str, row: int, error: object) -> UnsupportedModelError:

@@ -23,6 +23,7 @@ from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import IMPLEMENTATION, attach
 from moeprof.runtime.formats import STORED, choose_format
 from moeprof.runtime.kept_stores import KeptStore
+from moeprof.runtime.kernel_call import DTYPES
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.model import LoadedModel, SplitModel
 from moeprof.runtime.shells import load_without_experts
@@ -32,7 +33,6 @@ from moeprof.runtime.vram import measure_vram
 
 # What a load reports its progress on.
 DENSE, EXPERTS = "weights outside the experts", "experts"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class LoadOptions(TypedDict, total=False):

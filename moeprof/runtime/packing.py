@@ -12,12 +12,7 @@ from moeprof.checkpoint.expert_layout import ExpertLayout, Gating, read_gating, 
 from moeprof.checkpoint.modules import ExpertsModule
 from moeprof.checkpoint.packed_shape import PackedShape, matrix_sizes, packed_shape
 from moeprof.native import Workers, quantize_expert
-
-_VALUE_TYPES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
+from moeprof.runtime.kernel_call import ELEMENT_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,7 @@ class ExpertPacker:
             gate.data_ptr(),
             up.data_ptr(),
             down.data_ptr(),
-            _VALUE_TYPES[kind],
+            ELEMENT_NAMES[kind],
             hidden,
             self.shape.width,
             self.shape.weight_format,
@@ -132,4 +127,4 @@ def _common_type(matrices: list[Tensor]) -> torch.dtype:
     """The type to quantise from: that of all the matrices if the kernel reads it, else float32."""
     kinds = {matrix.dtype for matrix in matrices}
     only = next(iter(kinds))
-    return only if len(kinds) == 1 and only in _VALUE_TYPES else torch.float32
+    return only if len(kinds) == 1 and only in ELEMENT_NAMES else torch.float32

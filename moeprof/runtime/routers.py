@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moeprof.runtime.dense_ops import ELEMENTS, HAS_KERNELS, route, route_rows
+from moeprof.runtime.dense_ops import HAS_KERNELS, route, route_rows
+from moeprof.runtime.kernel_call import ELEMENT_NAMES
 
 _TRIED_ROWS = 64
 _MOST_EXPERTS = 1024
@@ -94,7 +95,7 @@ def recognise(module: nn.Module, num_experts: int) -> RouterSetting | None:
     """
     (weight_name,) = _matrices(module, num_experts)
     weight: Tensor = getattr(module, weight_name)
-    if weight.dtype not in ELEMENTS or weight.shape[1] % 8 or not weight.is_contiguous():
+    if weight.dtype not in ELEMENT_NAMES or weight.shape[1] % 8 or not weight.is_contiguous():
         return None
     if weight.is_cuda and not HAS_KERNELS:
         return None
@@ -156,7 +157,7 @@ def _is_outcome(outcome: object, num_experts: int) -> bool:
         and ids.shape[0] == _TRIED_ROWS
         and ids.dtype == torch.int64
         and ids.shape[1] <= min(_MOST_CHOSEN, num_experts - 1)
-        and {logits.dtype, weights.dtype} <= ELEMENTS.keys()
+        and {logits.dtype, weights.dtype} <= ELEMENT_NAMES.keys()
     )
 
 

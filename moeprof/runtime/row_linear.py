@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from moeprof.runtime.dense_ops import ELEMENTS, HAS_KERNELS, row_products
+from moeprof.runtime.dense_ops import HAS_KERNELS, row_products
+from moeprof.runtime.kernel_call import ELEMENT_NAMES
 
 _MOST_PRODUCTS = 4
 _CHUNK_BYTES = 16
@@ -42,7 +43,7 @@ def use_row_products(model: nn.Module) -> int:
 def _is_suitable(module: nn.Linear) -> bool:
     weight = module.weight
     return (
-        weight.dtype in ELEMENTS
+        weight.dtype in ELEMENT_NAMES
         and weight.is_contiguous()
         and weight.shape[1] * weight.itemsize % _CHUNK_BYTES == 0
         and (module.bias is None or module.bias.dtype == weight.dtype)
