@@ -58,20 +58,6 @@ struct Shared {
     bool is_last;
 };
 
-__device__ inline float warp_max(float value) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-        value = fmaxf(value, __shfl_xor_sync(0xffffffffU, value, offset));
-    return value;
-}
-
-__device__ inline float warp_sum(float value) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(0xffffffffU, value, offset);
-    return value;
-}
-
 /// Sums over the eight lanes of a row; the lane is left with the head `head_of_lane` alone, in
 /// element 0. Each exchange halves the heads that a lane still carries.
 template <int kHeads>

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-// Sixteen bytes of float32, bfloat16 or float16 at a time, as float32.
+// Sixteen bytes of float32, bfloat16 or float16 at a time, as float32, and reductions over a warp.
 
 namespace moeprof::cuda {
 
@@ -29,6 +29,20 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
 template <>
 __device__ inline __half from_float<__half>(float value) {
     return __float2half_rn(value);
+}
+
+__device__ inline float warp_max(float value) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffU, value, offset));
+    return value;
+}
+
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+        value += __shfl_xor_sync(0xffffffffU, value, offset);
+    return value;
 }
 
 /// The values of a 16-byte chunk.

@@ -16,20 +16,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kPerStep = 8;
 
-__device__ inline float warp_max(float value) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-        value = fmaxf(value, __shfl_xor_sync(0xffffffffU, value, offset));
-    return value;
-}
-
-__device__ inline float warp_sum(float value) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(0xffffffffU, value, offset);
-    return value;
-}
-
 /// Eight consecutive values; `kConstant` where no kernel writes them.
 template <typename T, bool kConstant>
 __device__ inline void load_eight(const T* address, float (&values)[kPerStep]) {
