@@ -72,6 +72,13 @@ def bench(
     if output is not None:
         check_free(output, force)
     plan = read_placement(placement)
+    context = plan.budget.context_tokens
+    if prompt_tokens + decode_tokens > context:
+        raise CapacityError(
+            f"bench: {prompt_tokens} prompt and {decode_tokens} decode tokens, the placement was "
+            f"planned for a context of {context}",
+            f"lower both, or plan again with --context {prompt_tokens + decode_tokens}",
+        )
     with LoadBars(as_json) as bars:
         loaded = load(
             plan,
