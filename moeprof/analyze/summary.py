@@ -16,6 +16,7 @@ from moeprof.analyze.settings import BOTH_PHASES, OVERALL, SHARES, AnalysisSetti
 from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
 from moeprof.trace.counts import CellCounts
+from moeprof.trace.origin import UNSAID
 from moeprof.trace.reader import Trace
 from moeprof.trace.schema import PHASES
 
@@ -127,7 +128,7 @@ def analyze(trace: Trace | CellCounts, settings: AnalysisSettings | None = None)
         hot_sets=pd.concat(chosen, ignore_index=True),
         jaccard=index,
         transfer=moved,
-        notes=tuple(_notes(cells, samples)),
+        notes=(*_notes_on_origin(trace), *_notes(cells, samples)),
     )
 
 
@@ -236,6 +237,16 @@ def _sample_frame(samples: list[Sample]) -> pd.DataFrame:
             "assignments": [sample.assignments for sample in samples],
         }
     )
+
+
+def _notes_on_origin(trace: Trace | CellCounts) -> Iterator[str]:
+    """What the source of an imported trace does not say and these numbers depend on."""
+    origin = trace.metadata.origin if isinstance(trace, Trace) else None
+    if origin is None:
+        return
+    for word in ("phase", "documents", "assignments"):
+        if word in origin.missing:
+            yield f"Imported from {origin.format}, which does not say {UNSAID[word]}."
 
 
 def _notes(cells: CellCounts, samples: list[Sample]) -> Iterator[str]:

@@ -88,6 +88,7 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
 
 
 def _check_same_model(trace: Trace, model: ModelFacts) -> None:
+    trace.require("fingerprint", "it cannot be planned for a checkpoint")
     traced = trace.metadata.model
     if traced.fingerprint != model.fingerprint:
         raise PlacementError(
@@ -111,7 +112,8 @@ def _decode_speeds(
 ) -> list[Estimate | None]:
     """Decoded tokens per second of each candidate; None where nothing can price them."""
     problem = ways[0].problem
-    if request.hardware is None or not problem.split.num_folds or not problem.has("decode"):
+    priced = problem.split.num_folds and problem.has("decode") and trace.has_rows
+    if request.hardware is None or not priced:
         return [None] * len(ways)
     clock = decode_clock(
         request.hardware,
@@ -181,7 +183,8 @@ def _layers(
 
 
 def _notes(trace: Trace, request: PlanRequest, problem: Problem) -> Iterator[str]:
-    num_documents, num_groups = len(trace.documents()), len(problem.counts.group_domain)
+    num_documents = sum(domain.documents for domain in trace.metadata.domains)
+    num_groups = len(problem.counts.group_domain)
     folds = problem.split.num_folds
     if folds:
         yield (
@@ -199,6 +202,11 @@ def _notes(trace: Trace, request: PlanRequest, problem: Problem) -> Iterator[str
         yield "tokens_per_s is not predicted: no hardware profile was given"
     elif not problem.has("decode"):
         yield "tokens_per_s is not predicted: the trace has no decode tokens"
+    elif not trace.has_rows:
+        yield (
+            "tokens_per_s is not predicted: the trace holds counts only, not which experts a "
+            "token chose together"
+        )
     else:
         yield "tokens_per_s is of a single sequence in decode; prefill is not priced"
     if not trace.metadata.complete:

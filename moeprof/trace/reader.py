@@ -18,10 +18,17 @@ from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
 from moeprof.trace import schema
 from moeprof.trace.counts import CellCounts
+from moeprof.trace.counts_only import verify_counts
+from moeprof.trace.origin import UNSAID
 from moeprof.trace.tally import PARTS_KEY, Tally
 
 _RESTORE = "restore the file, or trace the corpus anew"
 _RECOUNT = "delete the file; the parts are then counted instead"
+_IMPORT = "import it anew, or use a trace recorded by moeprof trace"
+_IMPORT_WITH = {
+    "fingerprint": "import it anew with --model MODEL, the checkpoint that it is of",
+    "phase": "import it anew with --phase prefill or --phase decode, if it is of one phase",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +85,42 @@ class Trace:
 
     @property
     def digest(self) -> str:
-        """Hash that identifies the trace's rows."""
+        """Hash that identifies the trace's rows, or its counts where it has no rows."""
+        origin = self.metadata.origin
+        if origin is not None and origin.counts_sha256 is not None:
+            return origin.counts_sha256
         return schema.parts_digest(self.metadata.parts)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether it says what each token chose; False for imported counts."""
+        return self.metadata.has_rows
+
+    def require(self, what: str, why: str) -> None:
+        """Refuse a trace that was imported from a source that does not say `what`.
+
+        Args:
+            what: a word of `origin.UNSAID`, such as `order`.
+            why: what cannot be done without it, such as `a cache cannot be replayed`.
+
+        Raises:
+            TraceError: the trace does not say it.
+        """
+        origin = self.metadata.origin
+        if origin is not None and what in origin.missing:
+            raise TraceError(
+                f"{self.path}: {why}: it was imported from {origin.format}, which does not say "
+                f"{UNSAID[what]}",
+                _IMPORT_WITH.get(what, _IMPORT),
+            )
+
     def documents(self) -> pd.DataFrame:
-        """One row per document: sequence, domain, name, document_group, *_tokens by phase."""
+        """One row per document: sequence, domain, name, document_group, *_tokens by phase.
+
+        Raises:
+            TraceError: the trace has counts alone.
+        """
+        self.require("rows", "its documents cannot be listed")
         entries = []
         for part in self.metadata.parts:
             footer = self._open(part).schema_arrow.metadata or {}
@@ -164,8 +202,9 @@ class Trace:
         """Count every row anew.
 
         Raises:
-            TraceError: an id is out of range or stands twice in a row.
+            TraceError: an id is out of range or stands twice in a row, or there are no rows.
         """
+        self.require("rows", "its rows cannot be counted")
         tally = Tally(self.metadata)
         documents = self.documents().set_index("sequence")["document_group"]
         group_of = np.zeros(int(documents.index.max()) + 1 if len(documents) else 1, np.uint32)
@@ -186,6 +225,9 @@ class Trace:
         Raises:
             TraceError: the first thing found wrong.
         """
+        if not self.has_rows:
+            verify_counts(self.path / schema.COUNTS_FILE, self.metadata, self.counts())
+            return
         for part in self.metadata.parts:
             with (self.path / part.path).open("rb") as stream:
                 if file_digest(stream, "sha256").hexdigest() != part.sha256:
@@ -219,6 +261,7 @@ class Trace:
     def _table(self, domain: str | None, layers: Sequence[int] | None) -> pa.Table:
         if domain is not None and domain not in self.domains:
             raise ValueError(f"domain {domain!r}, expected one of {', '.join(self.domains)}")
+        self.require("rows", "its rows cannot be read")
         unknown = set(layers or ()) - set(self.shape.moe_layers)
         if unknown:
             raise ValueError(f"layers {sorted(unknown)}, expected some of {self.shape.moe_layers}")
@@ -246,18 +289,21 @@ class Trace:
     def _stored_counts(self) -> pd.DataFrame | None:
         """The content of counts.parquet; None where it was counted from other parts."""
         path = self.path / schema.COUNTS_FILE
+        remedy = _RECOUNT if self.has_rows else _IMPORT
         if not path.is_file():
-            return None
+            if self.has_rows:
+                return None
+            raise TraceError(f"{path}: missing, but all that this trace has", remedy)
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise TraceError(f"{path}: not a readable Parquet file ({error})", _RECOUNT) from error
+            raise TraceError(f"{path}: not a readable Parquet file ({error})", remedy) from error
         found = table.schema.metadata or {}
-        if found.get(PARTS_KEY, b"").decode() != self.digest:
+        if self.has_rows and found.get(PARTS_KEY, b"").decode() != self.digest:
             return None
         if not table.schema.equals(schema.COUNTS_SCHEMA):
-            difference = _schema_difference(table.schema, schema.COUNTS_SCHEMA)
-            raise TraceError(f"{path}: {difference}", _RECOUNT)
+            difference = schema.columns_difference(table.schema, schema.COUNTS_SCHEMA)
+            raise TraceError(f"{path}: {difference}", remedy)
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
@@ -271,7 +317,7 @@ class Trace:
         except (OSError, pa.ArrowInvalid) as error:
             raise TraceError(f"{path}: not a readable Parquet file ({error})", _RESTORE) from error
         if not file.schema_arrow.equals(self._row_schema):
-            difference = _schema_difference(file.schema_arrow, self._row_schema)
+            difference = schema.columns_difference(file.schema_arrow, self._row_schema)
             raise TraceError(f"{path}: {difference}", _RESTORE)
         if file.metadata.num_rows != part.rows:
             raise TraceError(
@@ -348,14 +394,3 @@ def _layer_routing(table: pa.Table, top_k: int) -> LayerRouting:
         experts=lists("experts"),
         weights=lists("weights") if "weights" in table.column_names else None,
     )
-
-
-def _schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
-    for field in expected:
-        index = found.get_field_index(field.name)
-        if index < 0:
-            return f"column '{field.name}' is missing, expected {field.type}"
-        if found.field(index).type != field.type:
-            return f"column '{field.name}' is {found.field(index).type}, expected {field.type}"
-    extra = [name for name in found.names if name not in expected.names]
-    return f"unexpected column '{extra[0]}'" if extra else "columns differ in order or nullability"
