@@ -41,7 +41,9 @@ class Origin:
     def __post_init__(self) -> None:
         unknown = set(self.missing) - set(UNSAID)
         if unknown:
-            raise TraceError(f"origin: missing names {', '.join(sorted(unknown))}, which is unknown")
+            raise TraceError(
+                f"origin: missing names {', '.join(sorted(unknown))}, which is unknown"
+            )
         if ("rows" in self.missing) != (self.counts_sha256 is not None):
             raise TraceError("origin: counts_sha256 stands exactly where rows are missing")
         if "rows" in self.missing and "order" not in self.missing:
