@@ -44,12 +44,16 @@ class TierProfile:
         capacity_bytes: bytes that weights may take.
         read_bytes_per_s: effective read bandwidth.
         expert_time: for each weight format, such as `bfloat16` or `q8_0`, the time of one expert
-            that lies on this tier.
+            that lies on this tier, for one token.
+        expert_batch_time: the same for an expert that many tokens of one batch chose; its
+            `s_per_token` holds for experts of the size that was measured. Empty in profiles that
+            do not price prefill.
     """
 
     capacity_bytes: int
     read_bytes_per_s: float
     expert_time: Mapping[str, Time]
+    expert_batch_time: Mapping[str, Time] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,10 @@ class HardwareProfile:
                 f"add tiers.{tier}.expert_time.{weight_format} to the profile",
             )
         return times[weight_format]
+
+    def batch_time(self, tier: str, weight_format: str) -> Time | None:
+        """The time of one expert that many tokens chose; None where the profile has none."""
+        return self.tiers[tier].expert_batch_time.get(weight_format)
 
     def to_json(self) -> str:
         """The text of the profile's file: sorted keys, one trailing newline."""
@@ -168,14 +176,16 @@ def parse_hardware(text: str, where: str) -> HardwareProfile:
 
 
 class _Entry:
-    """One JSON object whose fields are exactly `names`; reads them with their checks."""
+    """One JSON object with the fields `names` and perhaps `optional`; reads and checks them."""
 
-    def __init__(self, where: str, entry: object, names: set[str]) -> None:
+    def __init__(
+        self, where: str, entry: object, names: set[str], optional: frozenset[str] = frozenset()
+    ) -> None:
         self.where = where
         if not isinstance(entry, dict):
             raise CapacityError(f"{where}: expected an object")
         for name in entry:
-            if name not in names:
+            if name not in names | optional:
                 raise CapacityError(f"{where}: unknown field {name!r}", "remove it")
         for name in sorted(names):
             if name not in entry:
@@ -233,17 +243,22 @@ class _Entry:
             raise self.wrong(name, f"an object with fields of {', '.join(choices)}")
         return value
 
+    def times(self, name: str) -> dict[str, Time]:
+        """The times of each weight format; empty where an optional field is missing."""
+        value = self.entry.get(name, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object, one entry per weight format")
+        return {stored: _time(self, f"{name}.{stored}", value[stored]) for stored in value}
+
 
 def _tier(parent: _Entry, place: str, value: object) -> TierProfile:
-    names = {field.name for field in dataclasses.fields(TierProfile)}
-    entry = _Entry(parent.inside(place), value, names)
-    times = entry.entry["expert_time"]
-    if not isinstance(times, dict):
-        raise entry.wrong("expert_time", "an object, one entry per weight format")
+    names = {"capacity_bytes", "read_bytes_per_s", "expert_time"}
+    entry = _Entry(parent.inside(place), value, names, frozenset({"expert_batch_time"}))
     return TierProfile(
         capacity_bytes=entry.integer("capacity_bytes"),
         read_bytes_per_s=entry.number("read_bytes_per_s", above_zero=True),
-        expert_time={name: _time(entry, f"expert_time.{name}", times[name]) for name in times},
+        expert_time=entry.times("expert_time"),
+        expert_batch_time=entry.times("expert_batch_time"),
     )
 
 
