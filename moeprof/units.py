@@ -32,6 +32,11 @@ def format_size(num_bytes: float) -> str:
     return f"{value:.1f} TiB"
 
 
+def format_ms(seconds: float) -> str:
+    """Milliseconds without the unit, for columns of a table, to the microsecond: `3.207`."""
+    return f"{seconds * 1e3:.3f}"
+
+
 def format_duration(seconds: float) -> str:
     """A duration in the largest fitting unit, such as `3.2 ms`, `41 s` or `2 h 05 min`."""
     if seconds < 1:

@@ -100,6 +100,24 @@ def test_what_cannot_be_answered_is_a_fault_and_the_thread_goes_on(answering) ->
     assert device.word("host_fault", np.uint32)[0] == 0
 
 
+def test_only_timed_questions_are_timed_each_layer_apart(answering) -> None:
+    device, _, answerer = answering
+    rows, weights = make_rows(1, 1, HIDDEN), np.ones((1, TOP_K), np.float32)
+    ids = np.array([[0, 1]], np.uint16)
+    device.ask(7, rows, ids, weights)
+    device.wait()
+    assert answerer.take_nanoseconds(7) == 0
+    begun = time.perf_counter_ns()
+    for is_timed in (1, 0, 1):
+        device.word("is_timed", np.uint32)[0] = is_timed
+        device.ask(7, rows, ids, weights)
+        device.wait()
+    found = answerer.take_nanoseconds(7)
+    assert 0 < found <= time.perf_counter_ns() - begun
+    assert answerer.take_nanoseconds(7) == 0
+    assert answerer.take_nanoseconds(6) == answerer.take_nanoseconds(8) == 0
+
+
 def test_a_stopped_exchange_lets_nobody_wait_and_can_be_started_again(answering) -> None:
     device, _, answerer = answering
     rows, weights = make_rows(1, 1, HIDDEN), np.ones((1, TOP_K), np.float32)

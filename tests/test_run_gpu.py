@@ -90,3 +90,29 @@ def test_counts_of_a_captured_run_are_those_of_its_tokens(bundled: Checkpoint) -
     np.testing.assert_array_equal(
         loaded.meter.assignments.sum(axis=2), np.broadcast_to(expected, (2, shape.num_moe_layers))
     )
+
+
+@pytest.mark.parametrize("tier", [Tier.VRAM, Tier.RAM])
+def test_layer_times_of_captured_steps_are_those_of_the_tiers_in_use(
+    tier: Tier, bundled: Checkpoint
+) -> None:
+    tiers = np.full_like(random_tiers(bundled, 0), tier)
+    placement = make_placement(bundled, tiers)
+    found = []
+    for asked in (True, False):
+        loaded = load(placement, bundled, device="cuda", weight_format="q8_0", layer_times=asked)
+        session = Session(loaded, compiled=False)
+        assert session.sequence.notes == ()
+        tokens = session.generate(PROMPT, Sampling(max_new_tokens=24)).token_ids
+        found.append((tokens, session.report().layer_times))
+    (timed, times), (plain, nothing) = found
+    assert timed == plain and nothing is None
+    assert times is not None and times.tiers_overlap and times.rest_s > 0
+    assert min(layer.dense_s for layer in times.layers) > 0
+    on_host = [(layer.ram_s, layer.waiting_s) for layer in times.layers]
+    on_device = [layer.vram_s for layer in times.layers]
+    if tier is Tier.VRAM:
+        assert np.max(on_host) == 0 and min(on_device) > 0
+    else:
+        assert np.min(on_host) > 0 and max(on_device) == 0
+        assert all(ram < waiting for ram, waiting in on_host)

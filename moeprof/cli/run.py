@@ -78,6 +78,10 @@ def run(
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="On CUDA, decode without compiling layers first.")
     ] = False,
+    layer_times: Annotated[
+        bool,
+        typer.Option("--layer-times", help="Report where the time of decoding goes, per layer."),
+    ] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -103,6 +107,7 @@ def run(
         "dtype": dtype,
         "weight_format": weight_format,
         "num_threads": threads,
+        "layer_times": layer_times,
         "store": store,
         "tell": lambda line: typer.echo(line, err=True),
     }

@@ -86,4 +86,6 @@ class DeviceLayer:
         assignments: int = 0,
         reads: int = 0,
         overlaps: bool = True,
+        nanoseconds: int = 0,
     ) -> None: ...
+    def begin_step(self, stream: int) -> None: ...

@@ -48,8 +48,16 @@ Answerer::Answerer(void* exchange, std::size_t hidden_size, std::size_t top_k, W
       core_(core) {}
 
 void Answerer::set_layer(std::uint32_t index, ExpertLayer* layer) {
-    if (index >= layers_.size()) layers_.resize(index + 1, nullptr);
+    if (index >= layers_.size()) {
+        layers_.resize(index + 1, nullptr);
+        nanoseconds_.resize(index + 1, 0);
+    }
     layers_[index] = layer;
+}
+
+std::uint64_t Answerer::take_nanoseconds(std::uint32_t index) {
+    if (index >= nanoseconds_.size()) return 0;
+    return __atomic_exchange_n(&nanoseconds_[index], std::uint64_t{0}, __ATOMIC_RELAXED);
 }
 
 void Answerer::start() {
@@ -91,12 +99,19 @@ void Answerer::answer() {
     ExpertLayer* layer = index < layers_.size() ? layers_[index] : nullptr;
     std::uint32_t fault = kFaultUnknownLayer;
     if (layer != nullptr) {
+        const bool is_timed = header_->is_timed != 0;
+        const Clock::time_point begun = is_timed ? Clock::now() : Clock::time_point();
         fault = fault_bit(
             layer->decode(workers_, reinterpret_cast<const float*>(parts_ + layout_.rows),
                           reinterpret_cast<const std::uint16_t*>(parts_ + layout_.ids),
                           reinterpret_cast<const float*>(parts_ + layout_.weights),
                           header_->num_tokens, reinterpret_cast<float*>(parts_ + layout_.outputs),
                           reinterpret_cast<float*>(parts_ + layout_.sums)));
+        if (is_timed) {
+            const std::chrono::nanoseconds spent = Clock::now() - begun;
+            __atomic_fetch_add(&nanoseconds_[index], static_cast<std::uint64_t>(spent.count()),
+                               __ATOMIC_RELAXED);
+        }
     }
     if (fault != 0) __atomic_fetch_or(&header_->host_fault, fault, __ATOMIC_RELAXED);
 }

@@ -32,6 +32,9 @@ class Answerer {
     bool is_running() const { return thread_.joinable(); }
     void start();
 
+    // Nanoseconds that timed questions to a layer took to answer since the last call.
+    std::uint64_t take_nanoseconds(std::uint32_t index);
+
     // Returns when the thread has ended; questions after that get kAborted.
     void stop();
 
@@ -45,6 +48,7 @@ class Answerer {
     Workers& workers_;
     const int core_;
     std::vector<ExpertLayer*> layers_;
+    std::vector<std::uint64_t> nanoseconds_;  // [layers]
     std::atomic<bool> is_stopping_{false};
     std::thread thread_;
 };

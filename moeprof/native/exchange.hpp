@@ -31,6 +31,7 @@ struct ExchangeHeader {
     alignas(64) std::uint64_t posted;
     std::uint32_t layer;
     std::uint32_t num_tokens;
+    std::uint32_t is_timed;  // whether the host adds up how long its answer takes
     alignas(64) std::uint32_t device_fault;
     // Written by the host (`answered` also by a device that gave up).
     alignas(64) std::uint64_t answered;

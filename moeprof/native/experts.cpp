@@ -1,6 +1,7 @@
 #include "experts.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "plain_floats.hpp"
@@ -27,6 +28,30 @@ void add_bias(const float* bias, float* values) {
 
 }  // namespace
 
+// Adds the time of its scope to the group of a job's expert, where a call is timed.
+class ExpertLayer::Timed {
+  public:
+    Timed(const Call& call, const Job& job) {
+        if (call.times.group_of == nullptr) return;
+        const std::uint8_t group = call.times.group_of[call.ids[job.pairs[0]]];
+        nanoseconds_ = call.times.nanoseconds + group;
+        begun_ = Clock::now();
+    }
+    ~Timed() {
+        if (nanoseconds_ == nullptr) return;
+        const std::chrono::nanoseconds spent = Clock::now() - begun_;
+        __atomic_fetch_add(nanoseconds_, static_cast<std::uint64_t>(spent.count()),
+                           __ATOMIC_RELAXED);
+    }
+    Timed(const Timed&) = delete;
+    Timed& operator=(const Timed&) = delete;
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    std::uint64_t* nanoseconds_ = nullptr;
+    Clock::time_point begun_;
+};
+
 struct ExpertLayer::Reading {
     ExpertLayer& layer;
     mutable std::atomic<std::uint64_t> words;
@@ -52,7 +77,7 @@ DecodeFault ExpertLayer::decode(Workers& workers, const float* rows, const std::
     const Held pool = workers.hold();
     if (!layer || !pool) return DecodeFault::kBusy;
     PlainFloats floats;
-    return run(workers, {*this, workers, ids, weights, num_tokens, outputs, sums}, rows);
+    return run(workers, {*this, workers, ids, weights, num_tokens, outputs, sums, {}}, rows);
 }
 
 DecodeFault ExpertLayer::run(Workers& workers, const Call& call, const float* rows) {
@@ -124,7 +149,9 @@ void ExpertLayer::work(const Call& call) {
     for (;;) {
         const std::size_t piece = next_gate_up_.fetch_add(1, std::memory_order_relaxed);
         if (piece >= gate_up_pieces) break;
-        gate_up(jobs_[piece / width_blocks], piece % width_blocks);
+        const Job& job = jobs_[piece / width_blocks];
+        const Timed timed(call, job);
+        gate_up(job, piece % width_blocks);
     }
     call.workers.barrier();
     if (not_finite_.load(std::memory_order_relaxed)) return;
@@ -137,6 +164,7 @@ void ExpertLayer::work(const Call& call) {
         const std::size_t blocks = shape_.hidden_size / kBlockSize;
         const std::size_t end = std::min(first + kChunkBlocks, blocks);
         const Job& job = jobs_[piece / num_chunks_];
+        const Timed timed(call, job);
         for (std::size_t block = first; block < end; ++block) down(job, block, call.outputs);
         // Who finishes a chunk's last expert adds up its slots; the counter passes the outputs on.
         if (done_[chunk].fetch_add(1, std::memory_order_acq_rel) + 1 < num_jobs_) continue;

@@ -19,11 +19,18 @@ constexpr std::size_t kMaxTokens = 8;  // of one decode
 
 constexpr std::size_t kPieceBytes = 128 * 1024;
 
+// Where a decode that is timed adds the nanoseconds that its workers spend on the experts of each
+// group, summed over the workers.
+struct GroupTimes {
+    const std::uint8_t* group_of = nullptr;  // [num_experts]; null where nothing is timed
+    std::uint64_t* nanoseconds = nullptr;    // [num_groups]
+};
+
 // What `forward` is given. hidden [num_tokens, hidden_size] and weights [num_tokens, top_k] of
 // their types, ids [num_tokens, top_k]: an id outside [0, num_experts) and a weight of 0 mean no
 // expert. output [num_tokens, hidden_size] of the hidden type, rounded half to even from the
 // float32 sum. assignments and reads [num_experts], or null: the slots of each expert, and 1 for
-// each expert used, are added.
+// each expert used, are added. Of `times`, only few tokens are timed.
 struct Routed {
     const void* hidden = nullptr;
     FloatType hidden_type = FloatType::kFloat32;
@@ -34,6 +41,7 @@ struct Routed {
     void* output = nullptr;
     std::int64_t* assignments = nullptr;
     std::int64_t* reads = nullptr;
+    GroupTimes times;
 };
 
 class ExpertLayer {
@@ -87,7 +95,9 @@ class ExpertLayer {
         std::size_t num_tokens;
         float* outputs;
         float* sums;
+        GroupTimes times;
     };
+    class Timed;
     struct Reading;
 
     DecodeFault gather(const std::uint16_t* ids, std::size_t num_tokens);

@@ -69,7 +69,8 @@ DecodeFault ExpertLayer::forward(Workers& workers, const Routed& routed) {
         auto* outputs = reinterpret_cast<float*>(rest + 2 * values_bytes);
         const std::size_t num_values = num_tokens * shape_.hidden_size;
         path_.widen(routed.hidden_type, routed.hidden, num_values, rows);
-        fault = run(workers, {*this, workers, ids, weights, num_tokens, outputs, sums}, rows);
+        fault = run(workers,
+                    {*this, workers, ids, weights, num_tokens, outputs, sums, routed.times}, rows);
         path_.narrow(routed.hidden_type, sums, num_values, routed.output);
     } else {
         fault = prefill.run(workers, {routed.hidden, routed.hidden_type, ids, weights, num_tokens},

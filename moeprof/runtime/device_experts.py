@@ -1,6 +1,7 @@
 """Computing routed experts on a CUDA device, those in host memory at the same time by the CPU."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from weakref import WeakValueDictionary
 
@@ -12,6 +13,7 @@ from moeprof.errors import UnsupportedModelError
 from moeprof.native import Answerer, ExpertLayer, Workers
 from moeprof.native.cuda import check_faults, unavailable
 from moeprof.runtime.kernel_call import KernelCall
+from moeprof.runtime.layer_times import DeviceClock
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
 
@@ -55,9 +57,14 @@ class HandOver:
         with torch.cuda.device(device):
             self.exchange = _cuda.Exchange(hidden_size, top_k)
         self._answerer = Answerer(self.exchange.address, hidden_size, top_k, workers, core)
+        self._num_layers = len(kernels)
         for index, kernel in enumerate(kernels):
             self._answerer.set_layer(index, kernel)
         self._answerer.start()
+
+    def take_answer_ns(self) -> list[int]:
+        """For each layer the nanoseconds that timed questions took the host since the last call."""
+        return [self._answerer.take_nanoseconds(index) for index in range(self._num_layers)]
 
     def check(self) -> None:
         """Raise what went wrong on the device or on the host since the last check.
@@ -66,6 +73,27 @@ class HandOver:
             NativeError: something did; what was computed since then is of no use.
         """
         check_faults(self.exchange.take_faults())
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Where layers on a device add up what they do.
+
+    Attributes:
+        meter: assignments.
+        clock: times of decoding; None where nobody asked.
+    """
+
+    meter: Meter
+    clock: DeviceClock | None = None
+
+    def addresses(self, row: int) -> tuple[int, int]:
+        """Of assignments and reads of a layer in the current forward."""
+        return self.meter.device_addresses(row)
+
+    def times_address(self, row: int) -> int:
+        """Of a layer's times in the current forward; 0 where it is not timed."""
+        return 0 if self.clock is None else self.clock.address(row)
 
 
 class DeviceExperts:
@@ -80,7 +108,7 @@ class DeviceExperts:
         packer: of the layer's experts.
         num_experts: routed experts (E).
         hand_over: shared by all layers.
-        meter: where assignments are counted.
+        counted: where assignments and times are added up.
         device: of the experts in VRAM.
     """
 
@@ -90,7 +118,7 @@ class DeviceExperts:
         packer: ExpertPacker,
         num_experts: int,
         hand_over: HandOver,
-        meter: Meter,
+        counted: Counted,
         device: torch.device,
     ) -> None:
         from moeprof.native import _cuda
@@ -98,7 +126,7 @@ class DeviceExperts:
         number = next(_NUMBERS)
         self.handle = torch.tensor(number)
         self._row = row
-        self._meter = meter
+        self._counted = counted
         self._hand_over = hand_over
         self._slot_of = torch.full((num_experts,), -1, dtype=torch.int32, device=device)
         unit, shape = packer.gating.unit, packer.shape
@@ -138,6 +166,10 @@ class DeviceExperts:
             packed.data_ptr(), stride, self._slot_of.data_ptr(), workspace.data_ptr()
         )
 
+    def begin_step(self) -> None:
+        """Mark on the current stream the moment from which the next timed layer counts."""
+        self._kernel.begin_step(torch.cuda.current_stream(self._slot_of.device).cuda_stream)
+
     def forward(
         self,
         module: nn.Module,
@@ -156,8 +188,9 @@ class DeviceExperts:
         """Enqueue the computation on the current stream."""
         call = KernelCall.of(hidden_states, top_k_index, top_k_weights)
         stream = torch.cuda.current_stream(call.rows.device).cuda_stream
-        counts = self._meter.device_addresses(self._row)
-        self._kernel.forward(stream, *call.arguments(), *counts)
+        counts = self._counted.addresses(self._row)
+        times = self._counted.times_address(self._row)
+        self._kernel.forward(stream, *call.arguments(), *counts, nanoseconds=times)
         return call.output
 
 

@@ -49,6 +49,7 @@ class LoadOptions(TypedDict, total=False):
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
         progress: told how far reading is, of `DENSE` and then of `EXPERTS`, in bytes as stored.
+        layer_times: whether to add up the time of decoding layer by layer.
         store: directory that keeps packed experts for the next start; None to keep none.
         tell: called with a line on what is kept.
     """
@@ -59,6 +60,7 @@ class LoadOptions(TypedDict, total=False):
     num_threads: int | None
     within_budget: bool
     movable: bool
+    layer_times: bool
     progress: LoadProgress | None
     store: Path | None
     tell: Callable[[str], object] | None
@@ -143,6 +145,7 @@ def _load(
             num_threads=options.get("num_threads"),
             meter=meter,
             movable=options.get("movable", False),
+            timed=options.get("layer_times", False),
         )
     )
     mapped = map_checkpoint(skeleton, modules, checkpoint.weights)
@@ -153,6 +156,9 @@ def _load(
         _fill(experts, _Source(checkpoint, skeleton, mapped, reader), kept, progress)
     for found, layer in zip(find_moe_layers(loaded), experts.layers(), strict=True):
         attach(found.module, layer)
+    clock = experts.clock
+    if clock is not None:
+        loaded.register_forward_pre_hook(lambda module, given: clock.begin_step())
     loaded.set_experts_implementation(IMPLEMENTATION)
     return SplitModel(loaded, checkpoint, experts, meter, place, element)
 

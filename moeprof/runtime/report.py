@@ -10,6 +10,7 @@ import numpy as np
 from moeprof.placement.manifest import Estimate
 from moeprof.placement.tier import Tier
 from moeprof.runtime.formats import STORED
+from moeprof.runtime.layer_times import LayerTimes
 from moeprof.runtime.model import LoadedModel
 from moeprof.runtime.vram import VramReport
 from moeprof.trace.schema import PHASES
@@ -117,6 +118,7 @@ class RunReport:
         stopped_by: why the last generation ended: `eos`, `max_new_tokens` or `context`.
         replay: the comparison with a trace; None where none was replayed.
         vram: what loading took of the card beside the plan; None without a card.
+        layer_times: where the time of decoding went; None where nobody asked.
     """
 
     model: str
@@ -133,6 +135,7 @@ class RunReport:
     stopped_by: str | None = None
     replay: ReplayReport | None = None
     vram: VramReport | None = None
+    layer_times: LayerTimes | None = None
 
     @property
     def replay_is_exact(self) -> bool:
@@ -197,7 +200,15 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
         },
         moe_layers=loaded.checkpoint.shape.moe_layers,
         vram=loaded.vram,
+        layer_times=_layer_times(loaded, seconds),
     )
+
+
+def _layer_times(loaded: LoadedModel, seconds: list[float]) -> LayerTimes | None:
+    clock = loaded.experts.clock
+    if clock is None:
+        return None
+    return clock.times(loaded.checkpoint.shape.moe_layers, seconds[PHASES.index("decode")])
 
 
 def _phase(loaded: LoadedModel, index: int, seconds: float) -> PhaseReport:

@@ -13,29 +13,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moeprof.checkpoint.expert_layout import read_layout
 from moeprof.checkpoint.modules import ExpertsModule
-from moeprof.checkpoint.packed_shape import expert_parameters, parameter_shapes
 from moeprof.errors import UnsupportedModelError
 from moeprof.model_shape import ModelShape
 from moeprof.native import ExpertLayer, Workers
 from moeprof.native.cores import physical_cores
 from moeprof.placement.tier import Tier
-from moeprof.runtime.device_experts import DeviceExperts, HandOver
+from moeprof.runtime.device_experts import Counted, DeviceExperts, HandOver
 from moeprof.runtime.experts import LayerExperts
 from moeprof.runtime.formats import STORED
-from moeprof.runtime.host_experts import HostExperts
+from moeprof.runtime.host_experts import HostExperts, TierTimes
+from moeprof.runtime.layer_times import DeviceClock, LayerClock
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
+from moeprof.runtime.stored_experts import StoredExperts
 from moeprof.runtime.stores import (
     PackedStore,
-    ParameterSpec,
     SlotTable,
     Store,
     allocate_packed_stores,
-    allocate_stores,
 )
-from moeprof.runtime.torch_experts import TorchExperts
 
 _BANDWIDTH_REPEATS = 25
 
@@ -54,6 +51,7 @@ class ExpertsRequest:
         meter: where assignments are counted.
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
+        timed: whether to add up the time of decoding layer by layer.
     """
 
     modules: list[ExpertsModule]
@@ -64,6 +62,7 @@ class ExpertsRequest:
     num_threads: int | None
     meter: Meter
     movable: bool = False
+    timed: bool = False
 
 
 class SplitExperts(Protocol):
@@ -84,6 +83,10 @@ class SplitExperts(Protocol):
     @property
     def expert_bytes(self) -> tuple[int, ...]:
         """For each MoE layer the bytes that computing one expert reads."""
+
+    @property
+    def clock(self) -> LayerClock | None:
+        """Where the time of decoding is added up; None where nobody asked."""
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """Take over one expert.
@@ -149,68 +152,6 @@ def make_experts(request: ExpertsRequest) -> SplitExperts:
     return StoredExperts(request) if request.weight_format == STORED else PackedExperts(request)
 
 
-class StoredExperts:
-    """Experts as the model's own element type has them, computed by torch.
-
-    Args:
-        request: what is to be split.
-    """
-
-    def __init__(self, request: ExpertsRequest) -> None:
-        self._request = request
-        self.table = request.table
-        self.weight_format = request.weight_format
-        self._layouts = [read_layout(experts.module) for experts in request.modules]
-        specs = [_specs(experts) for experts in request.modules]
-        self.expert_bytes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
-        self.stores = allocate_stores(request.table, specs, request.device)
-
-    def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
-        """See `SplitExperts.put`."""
-        store = self.stores[Tier(self.table.tier[row, expert])]
-        store.put(row, int(self.table.slot[row, expert]), values)
-
-    def layers(self) -> list[LayerExperts]:
-        """See `SplitExperts.layers`."""
-        return [
-            TorchExperts(
-                row=row,
-                num_experts=self._request.shape.num_experts,
-                layout=layout,
-                stores=self.stores,
-                tiers=tuple(Tier(int(tier)) for tier in self.table.tier[row]),
-                slots=tuple(int(slot) for slot in self.table.slot[row]),
-                meter=self._request.meter,
-            )
-            for row, layout in enumerate(self._layouts)
-        ]
-
-    def put_packed(self, row: int, expert: int, packed: NDArray[np.uint8]) -> None:
-        """See `SplitExperts.put_packed`; the kernels do not read these."""
-        raise _not_packed("be packed")
-
-    def packed(self, row: int, expert: int) -> NDArray[np.uint8]:
-        """See `SplitExperts.packed`; the kernels do not read these."""
-        raise _not_packed("be packed")
-
-    def place(self, tier_of: NDArray[np.uint8]) -> None:
-        """See `SplitExperts.place`; these stay where they are."""
-        raise _not_packed("be moved")
-
-    def check(self) -> None:
-        """See `SplitExperts.check`; torch raises on its own."""
-
-    def read_bandwidth(self) -> float:
-        """See `SplitExperts.read_bandwidth`; the kernels do not read these."""
-        raise _not_packed("be read by the kernels")
-
-
-def _not_packed(what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"format stored: its experts cannot {what}", "use --format q8_0, q4_0 or bf16"
-    )
-
-
 class PackedExperts:
     """Experts packed for the kernels; what is on the host is computed by the CPU's.
 
@@ -235,6 +176,7 @@ class PackedExperts:
         if request.movable and request.device.type == "cuda":
             planned = allocate_packed_stores(request.table, self.expert_bytes, request.device)
             self._vram = planned[Tier.VRAM].memory
+        self.clock = _clock(request) if request.timed else None
         self._workspace: Tensor | None = None
         self._staging = np.empty(max(self.expert_bytes), np.uint8)
 
@@ -289,7 +231,7 @@ class PackedExperts:
                 self.tell_slots()
             return list(self._on_device)
         return [
-            HostExperts(row, kernel, self.workers, self._request.meter)
+            HostExperts(row, kernel, self.workers, self._request.meter, self._tier_times(row))
             for row, kernel in enumerate(self._kernels)
         ]
 
@@ -328,17 +270,22 @@ class PackedExperts:
     def _on_device(self) -> list[DeviceExperts]:
         request = self._request
         request.meter.count_on(request.device)
-        return [
+        clock = self.clock if isinstance(self.clock, DeviceClock) else None
+        counted = Counted(request.meter, clock)
+        layers = [
             DeviceExperts(
                 row,
                 packer,
                 request.shape.num_experts,
                 self._hand_over,
-                request.meter,
+                counted,
                 request.device,
             )
             for row, packer in enumerate(self._packers)
         ]
+        if clock is not None:
+            clock.stamp_with(layers[0].begin_step, self._hand_over.take_answer_ns)
+        return layers
 
     def tell_slots(self) -> None:
         """Tell the device which slot holds which expert.
@@ -379,6 +326,9 @@ class PackedExperts:
             speeds.append(num_bytes / seconds if seconds else math.nan)
         return statistics.median(speeds)
 
+    def _tier_times(self, row: int) -> TierTimes | None:
+        return None if self.clock is None else TierTimes(self.clock, self.table.tier[row])
+
     @cached_property
     def _kernels(self) -> list[ExpertLayer]:
         return [self._kernel(row) for row in range(len(self._packers))]
@@ -410,12 +360,12 @@ class PackedExperts:
         return kernel
 
 
+def _clock(request: ExpertsRequest) -> LayerClock:
+    num_layers = len(request.modules)
+    if request.device.type == "cuda":
+        return DeviceClock(num_layers, request.meter, request.device)
+    return LayerClock(num_layers, request.meter, request.device)
+
+
 def _on_host(packed: Tensor) -> NDArray[np.uint8] | None:
     return packed.numpy() if packed.is_cpu else None
-
-
-def _specs(experts: ExpertsModule) -> list[ParameterSpec]:
-    """The parameters of one expert of a module, exactly those that its layout computes with."""
-    shapes = parameter_shapes(experts, read_layout(experts.module).parameter_names)
-    dtypes = {name: p.dtype for name, p in expert_parameters(experts.module).items()}
-    return [ParameterSpec(name, shape, dtypes[name]) for name, shape in shapes.items()]

@@ -138,14 +138,16 @@ void set_weights(BoundDeviceLayer& self, std::uintptr_t packed, std::size_t stri
 void forward(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t hidden,
              const std::string& hidden_type, std::uintptr_t ids, std::uintptr_t weights,
              const std::string& weights_type, std::size_t num_tokens, std::uintptr_t output,
-             std::uintptr_t assignments, std::uintptr_t reads, bool overlaps) {
+             std::uintptr_t assignments, std::uintptr_t reads, bool overlaps,
+             std::uintptr_t nanoseconds) {
     if (self.workspace == nullptr) throw std::runtime_error("layer: set_weights was not called");
     expect_aligned("hidden", hidden, 16);
     const LayerInput input{
         at_address<const void>(hidden),      float_type_of(hidden_type),
         at_address<const std::int64_t>(ids), at_address<const void>(weights),
         float_type_of(weights_type),         static_cast<std::uint32_t>(num_tokens)};
-    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads)};
+    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads),
+                        at_address<std::uint64_t>(nanoseconds)};
     check("decode",
           decode(self.layer, input, at_address<void>(output), counts, self.exchange->view(),
                  self.workspace, overlaps, at_address<void>(stream)));
@@ -193,7 +195,14 @@ void cuda::bind_experts(nb::module_& m) {
         .def("forward", &forward, nb::arg("stream"), nb::arg("hidden"), nb::arg("hidden_type"),
              nb::arg("ids"), nb::arg("weights"), nb::arg("weights_type"), nb::arg("num_tokens"),
              nb::arg("output"), nb::arg("assignments") = 0, nb::arg("reads") = 0,
-             nb::arg("overlaps") = true);
+             nb::arg("overlaps") = true, nb::arg("nanoseconds") = 0)
+        .def(
+            "begin_step",
+            [](BoundDeviceLayer& self, std::uintptr_t stream) {
+                if (self.workspace == nullptr) throw std::runtime_error("layer: no workspace");
+                check("begin_step", begin_step(self.workspace, at_address<void>(stream)));
+            },
+            nb::arg("stream"), "Marks the moment from which the next timed layer counts.");
 }
 
 }  // namespace moeprof

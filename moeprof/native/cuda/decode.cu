@@ -113,6 +113,8 @@ cudaError_t start(Kernel kernel, const DecodeCall& call, const Launch& launch, c
     return cudaLaunchKernelEx(&config, kernel, call);
 }
 
+__global__ void begin_step_kernel(DecodeState* state) { state->ended = nanoseconds(); }
+
 LayerInput part_of(const DeviceLayer& layer, const LayerInput& input, std::uint32_t first,
                    std::uint32_t num_tokens) {
     LayerInput part = input;
@@ -148,6 +150,12 @@ const char* prepare_decode(const DeviceLayer& layer) {
         if (error != cudaSuccess) return cudaGetErrorString(error);
     }
     return nullptr;
+}
+
+int begin_step(void* workspace, void* stream) {
+    begin_step_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(
+        static_cast<DecodeState*>(workspace));
+    return cudaGetLastError();
 }
 
 int decode(const DeviceLayer& layer, const LayerInput& input, void* output, const Counts& counts,

@@ -71,6 +71,8 @@ struct Tables {
     std::uint32_t num_resident;  // pairs
     std::uint32_t num_host;
     std::uint32_t gave_up;
+    std::uint64_t begun;     // in nanoseconds, where the layer is timed
+    std::uint64_t computed;  // when this device's experts were
 };
 
 __device__ inline std::uint32_t expert_of(const LayerInput& input, std::uint32_t num_experts,
@@ -82,6 +84,24 @@ __device__ inline std::uint32_t expert_of(const LayerInput& input, std::uint32_t
 
 __device__ inline void report(const ExchangeView& exchange, std::uint32_t fault) {
     atomicOr_system(&exchange.header->device_fault, fault);
+}
+
+// Who stamps a timed layer: one thread.
+__device__ inline bool is_timer(const DecodeCall& call) {
+    return call.counts.nanoseconds != nullptr && blockIdx.x == 0 && threadIdx.x == 0;
+}
+
+__device__ inline void add_times(const DecodeCall& call, const Tables& tables) {
+    std::uint64_t* times = call.counts.nanoseconds;
+    const std::uint64_t now = nanoseconds();
+    const bool has_waited = tables.num_host > 0;
+    const std::uint64_t end = !has_waited               ? now
+                              : tables.num_resident > 0 ? tables.computed
+                                                        : tables.begun;
+    times[kTimeBefore] += tables.begun - call.state->ended;
+    times[kTimeResident] += end - tables.begun;
+    times[kTimeWaiting] += now - end;
+    call.state->ended = now;
 }
 
 __device__ inline void read_choices(const DecodeCall& call, std::uint32_t num_pairs,
@@ -177,6 +197,7 @@ __device__ inline void post(const DecodeCall& call, std::uint32_t num_pairs, con
     if (threadIdx.x == 0) {
         exchange.header->layer = call.layer.index;
         exchange.header->num_tokens = call.input.num_tokens;
+        exchange.header->is_timed = call.counts.nanoseconds != nullptr;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -661,6 +682,7 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeCall call) {
         prefetch_to_l2(layer.slot_of + id);
     }
     wait_for_previous_kernel();
+    if (is_timer(call)) tables.begun = nanoseconds();
     read_choices(call, num_pairs, tables);
     __syncthreads();
     if (threadIdx.x < kWarp) gather(call, num_pairs, tables);
@@ -706,11 +728,13 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeCall call) {
     const std::uint32_t first_quad = Stream<kFormat>::first_quad(layer, blockIdx.x);
     const std::uint32_t own_quads = Stream<kFormat>::first_quad(layer, blockIdx.x + 1) - first_quad;
     down<kFormat, kTokens>(call, tables, ready, first_quad, own_quads, stream, results);
+    if (is_timer(call)) tables.computed = nanoseconds();
     if (threadIdx.x == 0) {
         tables.gave_up = tables.num_host > 0 && !learn_answer(call);
     }
     __syncthreads();
     join(call, tables, first_quad * kQuad, own_quads * kQuad, results);
+    if (is_timer(call)) add_times(call, tables);
 }
 
 }  // namespace

@@ -42,10 +42,15 @@ struct LayerInput {
 };
 
 // [num_experts] each, or null: the slots an expert was given are added, and 1 if there were any.
+// nanoseconds [kDeviceTimes] are added to, or null.
 struct Counts {
     std::int64_t* assignments;
     std::int64_t* reads;
+    std::uint64_t* nanoseconds;
 };
+
+// Between the layer before and this one; for the experts on this device; waiting for the host.
+enum DeviceTime { kTimeBefore, kTimeResident, kTimeWaiting, kDeviceTimes };
 
 // The device's view of an exchange; all null where there is none.
 struct ExchangeView {
@@ -63,6 +68,7 @@ struct DecodeState {
     std::uint64_t arrivals;  // of thread blocks at the barrier, ever
     std::uint64_t posted;    // questions to the host, ever
     std::uint64_t answered;  // twice the last number answered, plus 1 if it was given up
+    std::uint64_t ended;     // when the last timed layer or `begin_step` did, in nanoseconds
 };
 
 constexpr std::size_t kStateBytes = 256;
@@ -81,6 +87,10 @@ const char* prepare_decode(const DeviceLayer& layer);
 // Returns a cudaError_t.
 int decode(const DeviceLayer& layer, const LayerInput& input, void* output, const Counts& counts,
            const ExchangeView& exchange, void* workspace, bool overlaps, void* stream);
+
+// Marks, in a decode's workspace, the moment from which the next timed layer counts. Returns a
+// cudaError_t.
+int begin_step(void* workspace, void* stream);
 
 // XOR of the 64-bit words of `num_bytes`, a multiple of 16 on a 16-byte boundary, added by XOR to
 // *result: a plain read of device memory, bound by it. Returns a cudaError_t.
