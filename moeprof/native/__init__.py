@@ -11,10 +11,14 @@ from moeprof.native._core import (
     expert_bytes,
     gated_unit,
     pack_expert,
+    pack_lookups,
     pack_rows,
     paths,
     project,
     quantize_expert,
+    replay_lookups,
+    replay_optimum,
+    reuse_distances,
     unpack_rows,
 )
 
@@ -29,9 +33,13 @@ __all__ = [
     "expert_bytes",
     "gated_unit",
     "pack_expert",
+    "pack_lookups",
     "pack_rows",
     "paths",
     "project",
     "quantize_expert",
+    "replay_lookups",
+    "replay_optimum",
+    "reuse_distances",
     "unpack_rows",
 ]

@@ -1,3 +1,5 @@
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,49 @@ def count_assignments(
     num_groups: int,
     num_experts: int,
 ) -> NDArray[np.int64]: ...
+def pack_lookups(
+    experts: Sequence[NDArray[np.uint16]],
+    step_start: NDArray[np.int64],
+    num_experts: int,
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.uint16] | NDArray[np.uint32],
+    batch_end: NDArray[np.int64],
+) -> int: ...
+def reuse_distances(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    num_cells: int,
+    cell_bytes: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]: ...
+
+_Outcomes = tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.uint16], NDArray[np.int64]]
+
+def replay_lookups(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.uint16] | NDArray[np.uint32],
+    batches_per_step: int,
+    restarts: NDArray[np.int64],
+    order: str,
+    cell_bytes: NDArray[np.int64],
+    pinned: NDArray[np.uint8],
+    budgets: NDArray[np.int64],
+    decay: float = 1.0,
+    recent_share: float = 0.5,
+    max_uploads: int | None = None,
+    hysteresis: float | None = None,
+    make_policy: Callable[[], object] | None = None,
+) -> _Outcomes: ...
+def replay_optimum(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.uint16] | NDArray[np.uint32],
+    batches_per_step: int,
+    restarts: NDArray[np.int64],
+    cell_bytes: NDArray[np.int64],
+    capacities: NDArray[np.int64],
+    is_scored: NDArray[np.uint8],
+) -> _Outcomes: ...
 def paths() -> list[str]: ...
 def expert_bytes(hidden_size: int, width: int, weight_format: str, has_biases: bool) -> int: ...
 def pack_rows(stored: NDArray[np.uint8], weight_format: str) -> NDArray[np.uint8]: ...

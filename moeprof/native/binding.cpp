@@ -72,4 +72,5 @@ NB_MODULE(_core, m) {
     moeprof::bind_layer(m);
     moeprof::bind_answerer(m);
     moeprof::bind_loading(m);
+    moeprof::bind_policies(m);
 }

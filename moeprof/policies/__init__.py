@@ -1,0 +1,18 @@
+"""Cache policies, written once in the native core, and their replay over a trace."""
+
+from moeprof.policies.accesses import Accesses, read_accesses
+from moeprof.policies.held_out import HeldOut, hold_out
+from moeprof.policies.policy import Policy, parse_policy
+from moeprof.policies.replay import ReplayResult, replay, replay_held_out
+
+__all__ = [
+    "Accesses",
+    "HeldOut",
+    "Policy",
+    "ReplayResult",
+    "hold_out",
+    "parse_policy",
+    "read_accesses",
+    "replay",
+    "replay_held_out",
+]
