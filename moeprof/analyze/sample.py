@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from moeprof.analyze import intervals
 from moeprof.analyze.coverage import (
-    deal_folds,
     held_out_covered,
     in_sample_covered,
     share_of,
@@ -18,6 +17,7 @@ from moeprof.analyze.floor import floor_coverage, num_simulations, uniform_count
 from moeprof.analyze.hot_sets import cell_bytes, hot_set_size
 from moeprof.analyze.settings import BOTH_PHASES, OVERALL, SHARES, AnalysisSettings
 from moeprof.trace.counts import CellCounts
+from moeprof.trace.folds import deal_folds
 from moeprof.trace.schema import PHASES
 
 _CURVE_POINTS = 50

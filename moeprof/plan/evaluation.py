@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.analyze.coverage import deal_folds
 from moeprof.analyze.intervals import (
     degrees_of_freedom,
     interval,
@@ -14,6 +13,7 @@ from moeprof.analyze.intervals import (
     student_quantile,
 )
 from moeprof.placement import Estimate
+from moeprof.trace.folds import deal_folds
 
 NUM_RESAMPLES = 200
 

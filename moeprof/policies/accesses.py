@@ -188,7 +188,9 @@ class _Packer:
         self.walks = walks
         self.tokens = tokens
         self.cells = np.empty(size, np.uint32)
-        self.uses = np.empty(size, np.uint16 if is_small else np.uint32)
+        self.uses: NDArray[np.uint16] | NDArray[np.uint32] = (
+            np.empty(size, np.uint16) if is_small else np.empty(size, np.uint32)
+        )
         self.batch_start = np.zeros(len(tokens) * shape.num_moe_layers + 1, np.int64)
 
     def pack(self, trace: Trace) -> Accesses:

@@ -1,6 +1,6 @@
 """Replaying policies over the lookups of a trace."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,17 +145,12 @@ def replay_held_out(
     if not policy.learns:
         return replay(accesses, policy, budget_bytes, cell_bytes, restart=restart)
     fold_of_step = held_out.fold_of_sequence[accesses.step_sequence]
-    kinds = (np.uint16, np.uint32, np.uint16, np.int64)
-    merged = [np.zeros(accesses.num_batches, kind) for kind in kinds]
+    merged = _nothing(accesses.num_batches)
     for fold, training in enumerate(held_out.training):
         steps = fold_of_step == fold
-        part = replay(
-            accesses.select(steps), policy, budget_bytes, cell_bytes, training, restart
-        )
+        part = replay(accesses.select(steps), policy, budget_bytes, cell_bytes, training, restart)
         batches = np.repeat(steps, accesses.shape.num_moe_layers)
-        found = (part.hits, part.served, part.uploads, part.bytes_read)
-        for all_batches, some in zip(merged, found, strict=True):
-            all_batches[batches] = some
+        _put(merged, batches, (part.hits, part.served, part.uploads, part.bytes_read))
     return ReplayResult(accesses, policy, budget_bytes, *merged)
 
 
@@ -183,6 +178,24 @@ def _restarts(accesses: Accesses, restart: bool) -> NDArray[np.int64]:
 
 
 _Arrays = tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.uint16], NDArray[np.int64]]
+
+
+def _nothing(num_batches: int) -> _Arrays:
+    """Hits, assignments served, uploads and bytes read of batches, all 0."""
+    return (
+        np.zeros(num_batches, np.uint16),
+        np.zeros(num_batches, np.uint32),
+        np.zeros(num_batches, np.uint16),
+        np.zeros(num_batches, np.int64),
+    )
+
+
+def _put(into: _Arrays, batches: NDArray[np.bool_], found: _Arrays) -> None:
+    """Set the marked batches."""
+    into[0][batches] = found[0]
+    into[1][batches] = found[1]
+    into[2][batches] = found[2]
+    into[3][batches] = found[3]
 
 
 def _replayed(
@@ -220,7 +233,7 @@ def _optimum(
 ) -> _Arrays:
     """Each phase's own optimum, in the batches of that phase."""
     phase = accesses.phase
-    merged: _Arrays | None = None
+    merged = _nothing(accesses.num_batches)
     for index in np.unique(phase):
         scored = phase == index
         found = replay_optimum(
@@ -233,11 +246,6 @@ def _optimum(
             capacities,
             scored.view(np.uint8),
         )
-        if merged is None:
-            merged = found
-        else:
-            for all_batches, some in zip(merged, found, strict=True):
-                all_batches[scored] = some[scored]
-    if merged is None:
-        raise ValueError("nothing is looked up")
+        in_phase = (found[0][scored], found[1][scored], found[2][scored], found[3][scored])
+        _put(merged, scored, in_phase)
     return merged

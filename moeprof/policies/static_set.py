@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def static_set(
-    uses: NDArray[np.generic], cell_bytes: NDArray[np.int64], budget_bytes: int
+    uses: NDArray[np.float64], cell_bytes: NDArray[np.int64], budget_bytes: int
 ) -> NDArray[np.bool_]:
     """The cells used most per byte that fit a budget, taken one by one.
 
@@ -13,14 +13,14 @@ def static_set(
     cells of one size no other list serves more of `uses`.
 
     Args:
-        uses: [C], uses of each cell.
+        uses: [C] float64, uses of each cell.
         cell_bytes: [C] int64.
         budget_bytes: bytes that the cells may take together.
 
     Returns:
         [C] bool.
     """
-    order = np.argsort(-uses / (cell_bytes / cell_bytes.min()), kind="stable")
+    order = np.argsort(-(uses / (cell_bytes / cell_bytes.min())), kind="stable")
     taken = np.zeros(len(uses), np.bool_)
     smallest = int(cell_bytes.min())
     room = budget_bytes
