@@ -153,7 +153,7 @@ def make_trace(
     shape = shape or make_shape()
     routing = routing or Routing()
     of = routing if isinstance(routing, Mapping) else dict.fromkeys(domains, routing)
-    settings = {"sequence_length": 4096, "generate": tokens[1], "prompt_tokens": tokens[0]}
+    settings = {"sequence_length": 4096, "generate": tokens[1], "prompt_tokens": max(tokens[0], 1)}
     metadata = make_metadata(shape, domains, **(settings | capture))
     rng = np.random.default_rng(seed)
     with TraceWriter(path, metadata) as writer:
