@@ -11,6 +11,7 @@ from moeprof.cli.analyze import analyze
 from moeprof.cli.bench import bench
 from moeprof.cli.demo import demo
 from moeprof.cli.hardware import hardware
+from moeprof.cli.import_ import import_
 from moeprof.cli.inspect import inspect
 from moeprof.cli.plan import plan
 from moeprof.cli.run import run
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-COMMANDS = (trace, inspect, analyze, hardware, plan, run, bench, demo)
+COMMANDS = (trace, import_, inspect, analyze, hardware, plan, run, bench, demo)
 
 
 def _help(command: Callable[..., None]) -> str:
@@ -42,7 +43,7 @@ def _help(command: Callable[..., None]) -> str:
 
 
 for _command in COMMANDS:
-    app.command(help=_help(_command))(_command)
+    app.command(_command.__name__.rstrip("_"), help=_help(_command))(_command)
 
 
 def main(args: Sequence[str] | None = None) -> None:
