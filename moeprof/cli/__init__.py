@@ -14,6 +14,7 @@ from moeprof.cli.hardware import hardware
 from moeprof.cli.import_ import import_
 from moeprof.cli.inspect import inspect
 from moeprof.cli.plan import plan
+from moeprof.cli.report import report
 from moeprof.cli.run import run
 from moeprof.cli.trace import trace
 from moeprof.errors import MoeprofError
@@ -33,7 +34,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-COMMANDS = (trace, import_, inspect, analyze, hardware, plan, run, bench, demo)
+COMMANDS = (
+    trace,
+    import_,
+    inspect,
+    analyze,
+    report,
+    hardware,
+    plan,
+    run,
+    bench,
+    demo,
+)
 
 
 def _help(command: Callable[..., None]) -> str:

@@ -1,0 +1,6 @@
+"""The page of `moeprof report`: one self-contained HTML file that people send to each other."""
+
+from moeprof.report.page.document import report_page
+from moeprof.report.page.inputs import PageInputs
+
+__all__ = ["PageInputs", "report_page"]

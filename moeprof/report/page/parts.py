@@ -1,0 +1,138 @@
+"""What a page is built of: sections of one finding each, with their charts and tables."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeprof.placement import Estimate
+from moeprof.report.tables import percent
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        text: what it says.
+        value: what its column is sorted by; None sorts last.
+        note: in smaller type after the text, such as an interval.
+        shade: depth of its background, in [0, 1]; None leaves it plain.
+    """
+
+    text: str
+    value: float | str | None = None
+    note: str = ""
+    shade: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: its heading, what the heading means, and whether it holds numbers."""
+
+    name: str
+    hint: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; the first cell of a row names it.
+
+    Attributes:
+        caption: what the numbers are, with their unit.
+        columns: from left to right.
+        rows: one tuple of cells per row, as many as there are columns.
+        sortable: whether a reader may order it by column.
+        is_matrix: whether rows and columns are the same things, drawn as a grid.
+        folded: whether it is opened by the reader.
+    """
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    sortable: bool = False
+    is_matrix: bool = False
+    folded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart that the page's script draws.
+
+    Attributes:
+        key: names the chart in the page.
+        kind: which drawing, a key of `drawings` in `assets/page.js`.
+        label: what is seen, for those who cannot.
+        data: JSON values; NaN is allowed and becomes null.
+    """
+
+    key: str
+    kind: str
+    label: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One finding, and what it rests on.
+
+    Attributes:
+        key: names the section in links.
+        title: one or two words.
+        finding: what it says, in one sentence; where nothing can be said, why.
+        prose: paragraphs between the finding and the chart.
+        charts: in order.
+        tables: below the charts.
+        is_absent: whether `finding` says why there is nothing to show.
+    """
+
+    key: str
+    title: str
+    finding: str
+    prose: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    is_absent: bool = False
+
+
+def absent(key: str, title: str, reason: str) -> Section:
+    """A section with nothing in it but the reason."""
+    return Section(key, title, reason, is_absent=True)
+
+
+def share_cell(value: float, low: float = np.nan, high: float = np.nan) -> Cell:
+    """A share as percent, with its interval where there is one."""
+    if np.isnan(value):
+        return Cell(UNKNOWN)
+    return Cell(percent(value), float(value), between(low, high))
+
+
+def between(low: float, high: float) -> str:
+    """An interval of shares in percent, such as `51 to 54`; empty where it is not known."""
+    if np.isnan(low) or np.isnan(high):
+        return ""
+    digits = 0 if min(low, high) >= 0.0995 and high - low >= 0.01 else 1
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
+def estimate_cell(estimate: Estimate | None, digits: int = 1) -> Cell:
+    """A figure with its interval; a dash without one."""
+    if estimate is None:
+        return Cell(UNKNOWN)
+    text = f"{estimate.value:,.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return Cell(text, estimate.value)
+    note = f"{estimate.low:,.{digits}f} to {estimate.high:,.{digits}f}"
+    return Cell(text, estimate.value, note)
+
+
+def phase_words(phase: str) -> str:
+    """A phase as readers are told of it."""
+    return {
+        "prefill": "prefill, the text a model is given",
+        "decode": "decode, the text it writes",
+        "all": "prefill and decode added",
+    }[phase]

@@ -1,0 +1,138 @@
+"""The verdict, which stands first: worth it or not, by how much, and what that rests on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeprof.placement import Estimate, Placement
+from moeprof.report.page.coverage import row_at_share
+from moeprof.report.page.inputs import PageInputs
+from moeprof.report.page.parts import UNKNOWN, between
+from moeprof.report.tables import percent
+from moeprof.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number that the verdict rests on: its value, interval, and what it is."""
+
+    value: str
+    interval: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the page says first.
+
+    Attributes:
+        mood: `good`, `bad` or `open`, which colours it.
+        headline: a few words.
+        sentences: the reasons, and what is missing for more.
+        figures: two to four numbers.
+    """
+
+    mood: str
+    headline: str
+    sentences: tuple[str, ...]
+    figures: tuple[Figure, ...]
+
+
+def verdict(inputs: PageInputs) -> Verdict:
+    """From the plan where there is one, else from coverage alone."""
+    if inputs.placement is not None:
+        return _of_plan(inputs, inputs.placement)
+    return _of_coverage(inputs)
+
+
+def _of_coverage(inputs: PageInputs) -> Verdict:
+    """What a trace alone can say: whether new text is served better than by chance."""
+    phase = inputs.main_phase
+    row = row_at_share(inputs.analysis, phase, inputs.overall)
+    share = percent(inputs.analysis.settings.share)
+    held_out, floor = percent(row["held_out"]), percent(row["floor"])
+    if np.isnan(row["held_out_low"]):
+        mood, headline = "open", "Cannot tell yet: too few documents"
+        reason = (
+            "Coverage has to be scored on documents other than those it was chosen on, and its "
+            "interval needs three of them or more. Trace more documents."
+        )
+    elif row["held_out_low"] <= row["floor_high"]:
+        mood, headline = "bad", "Don't bother: routing is as even as chance"
+        reason = (
+            f"On new documents the busiest {share} of cells serve {held_out} of {phase}; even "
+            f"routing would show {floor}. No fixed choice of experts gains from that."
+        )
+    else:
+        mood, headline = "good", "Routing is uneven, and stays so on new text"
+        reason = (
+            f"On new documents the busiest {share} of cells serve {held_out} of {phase}, where "
+            f"even routing would show {floor}. So a placement that knows them beats one that does "
+            "not."
+        )
+    missing = (
+        "What that is worth in tokens per second depends on the model's size and the machine, "
+        "which this page was not told: give moeprof report a --model, a --vram budget, and a "
+        "machine (--hardware FILE, or --gpu and --ram)."
+    )
+    return Verdict(mood, headline, (reason, missing), _coverage_figures(inputs))
+
+
+def _coverage_figures(inputs: PageInputs) -> tuple[Figure, ...]:
+    share = percent(inputs.analysis.settings.share)
+    figures = []
+    for phase in reversed(inputs.phases):
+        row = row_at_share(inputs.analysis, phase, inputs.overall)
+        name = f"of {phase} on new text, served by the busiest {share} of cells"
+        interval = between(row["held_out_low"], row["held_out_high"])
+        figures.append(Figure(percent(row["held_out"]), interval, name))
+    row = row_at_share(inputs.analysis, inputs.main_phase, inputs.overall)
+    figures.append(Figure(percent(row["floor"]), "", "had routing been even"))
+    return tuple(figures)
+
+
+def _of_plan(inputs: PageInputs, placement: Placement) -> Verdict:
+    judged = placement.verdict
+    budget = format_size(placement.budget.total_bytes)
+    mood, headline = {
+        True: ("good", f"Worth it: this placement pays at {budget} of VRAM"),
+        False: ("bad", f"Don't bother at {budget} of VRAM"),
+        None: ("open", "Cannot tell yet"),
+    }[judged.worthwhile]
+    sentences = [f"{judged.reason[0].upper()}{judged.reason[1:]}."]
+    if placement.hardware is None:
+        sentences.append(
+            "Tokens per second are not predicted, since the plan was made without a machine: "
+            "plan with --hardware FILE."
+        )
+    return Verdict(mood, headline, tuple(sentences), _plan_figures(inputs, placement))
+
+
+def _plan_figures(inputs: PageInputs, placement: Placement) -> tuple[Figure, ...]:
+    phase = inputs.main_phase
+    own = placement.predicted.phase(phase)
+    figures = []
+    if own is not None and own.tokens_per_s is not None:
+        figures.append(_speed(f"tokens/s predicted in {phase}, this plan", own.tokens_per_s))
+        for baseline in placement.baselines:
+            other = baseline.predicted.phase(phase)
+            if other is not None and other.tokens_per_s is not None:
+                name = f"tokens/s, {baseline.description}"
+                figures.append(_speed(name, other.tokens_per_s))
+    if own is not None and own.coverage is not None:
+        covered = own.coverage
+        interval = between(
+            np.nan if covered.low is None else covered.low,
+            np.nan if covered.high is None else covered.high,
+        )
+        name = f"of {phase} on new text served from VRAM"
+        figures.insert(1, Figure(percent(covered.value), interval, name))
+    return tuple(figures[:4]) or (Figure(UNKNOWN, "", f"nothing predicted for {phase}"),)
+
+
+def _speed(name: str, estimate: Estimate) -> Figure:
+    digits = 0 if estimate.value >= 100 else 1
+    interval = ""
+    if estimate.low is not None and estimate.high is not None:
+        interval = f"{estimate.low:,.{digits}f} to {estimate.high:,.{digits}f}"
+    return Figure(f"{estimate.value:,.{digits}f}", interval, name)
