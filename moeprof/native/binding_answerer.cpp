@@ -43,9 +43,6 @@ nb::dict layout(std::size_t hidden_size, std::size_t top_k) {
     const ExchangeLayout parts = exchange_layout(hidden_size, top_k);
     nb::dict places;
     places["posted"] = offsetof(ExchangeHeader, posted);
-    places["layer"] = offsetof(ExchangeHeader, layer);
-    places["num_tokens"] = offsetof(ExchangeHeader, num_tokens);
-    places["is_timed"] = offsetof(ExchangeHeader, is_timed);
     places["device_fault"] = offsetof(ExchangeHeader, device_fault);
     places["answered"] = offsetof(ExchangeHeader, answered);
     places["host_fault"] = offsetof(ExchangeHeader, host_fault);
