@@ -85,6 +85,8 @@ class HardwareProfile:
             weights outside the experts (`s_per_byte`).
         tiers_overlap: whether vram and ram compute at the same time; they do not where both are
             host memory.
+        dense_batch_time: `dense_time` of a batch of prompt tokens; its `s_per_token` is that of
+            all layers together. None in profiles that do not price prefill.
     """
 
     name: str
@@ -96,6 +98,7 @@ class HardwareProfile:
     device_context_bytes: int
     dense_time: Time
     tiers_overlap: bool = True
+    dense_batch_time: Time | None = None
 
     def expert_time(self, tier: str, weight_format: str) -> Time:
         """The time of one expert of a weight format on a tier.
@@ -157,7 +160,8 @@ def parse_hardware(text: str, where: str) -> HardwareProfile:
             f"this moeprof reads {FORMAT_VERSION}"
         )
     names = {field.name for field in dataclasses.fields(HardwareProfile)}
-    entry = _Entry(where, document, names | {"format", "format_version"})
+    optional = frozenset({"dense_batch_time"})
+    entry = _Entry(where, document, (names - optional) | {"format", "format_version"}, optional)
     tiers = entry.of_names("tiers", TIERS)
     if missing := {"vram", "ram"} - set(tiers):
         raise CapacityError(f"{where}: tiers: {' and '.join(sorted(missing))} missing")
@@ -172,6 +176,7 @@ def parse_hardware(text: str, where: str) -> HardwareProfile:
         device_context_bytes=entry.integer("device_context_bytes"),
         dense_time=_time(entry, "dense_time", document["dense_time"]),
         tiers_overlap=entry.flag("tiers_overlap"),
+        dense_batch_time=_optional_time(entry, "dense_batch_time"),
     )
 
 
@@ -270,3 +275,8 @@ def _link(parent: _Entry, place: str, value: object) -> LinkProfile:
 def _time(parent: _Entry, place: str, value: object) -> Time:
     entry = _Entry(parent.inside(place), value, {"fixed_s", "s_per_byte", "s_per_token"})
     return Time(*(entry.number(name) for name in ("fixed_s", "s_per_byte", "s_per_token")))
+
+
+def _optional_time(entry: _Entry, name: str) -> Time | None:
+    value = entry.entry.get(name)
+    return None if value is None else _time(entry, name, value)

@@ -39,6 +39,14 @@ def test_the_time_of_many_tokens_is_read_where_it_stands_and_may_be_left_out() -
     assert without.batch_time("vram", "bfloat16") is None
 
 
+def test_the_time_of_a_batch_outside_the_experts_may_be_null_or_left_out() -> None:
+    time = {"fixed_s": 2.0, "s_per_byte": 0.25, "s_per_token": 0.5}
+    for value, expected in ((time, Time(2.0, 0.25, 0.5)), (None, None), (..., None)):
+        profile = parse_hardware(damage("dense_batch_time", value), "desk.json")
+        assert profile.dense_batch_time == expected
+        assert parse_hardware(profile.to_json(), "desk.json") == profile
+
+
 def test_the_time_of_an_expert_is_linear_in_bytes_and_tokens() -> None:
     assert Time(fixed_s=1.0, s_per_byte=0.5, s_per_token=0.25)(8) == 5.0
     assert Time(fixed_s=1.0, s_per_byte=0.5, s_per_token=0.25)(8, 4) == 6.0
@@ -60,6 +68,7 @@ def test_the_time_of_an_expert_is_linear_in_bytes_and_tokens() -> None:
         ("dense_time/s_per_byte", True, ": dense_time: s_per_byte: is true, expected a number"),
         ("tiers_overlap", 1, ": tiers_overlap: is 1, expected true or false"),
         ("dense_time/s_per_token", ..., ": dense_time: field 's_per_token' is missing"),
+        ("dense_batch_time", 3, ": dense_batch_time: expected an object"),
         ("tiers/ram", ..., ": tiers: ram missing"),
         ("tiers/tape", {}, ": tiers: is {"),
         ("tiers/ram/colour", "red", ": tiers.ram: unknown field 'colour'"),

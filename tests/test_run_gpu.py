@@ -10,6 +10,7 @@ from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.demo import model_path
 from moeprof.placement.tier import Tier
 from moeprof.runtime import Sampling, Session, load
+from moeprof.runtime.measurement import measure_hardware
 
 pytestmark = pytest.mark.gpu
 
@@ -116,3 +117,17 @@ def test_layer_times_of_captured_steps_are_those_of_the_tiers_in_use(
     else:
         assert np.min(on_host) > 0 and max(on_device) == 0
         assert all(ram < waiting for ram, waiting in on_host)
+
+
+def test_a_measured_device_prices_tokens_and_batches(bundled: Checkpoint) -> None:
+    profile = measure_hardware(bundled, device="cuda", formats=["q8_0"])
+    assert profile.links["ram-vram"].bytes_per_s > 0
+    assert profile.device_context_bytes > 0
+    assert profile.dense_time(0) > 0
+    assert profile.dense_batch_time is not None
+    for tier in ("vram", "ram"):
+        for weight_format in ("bfloat16", "q8_0"):
+            batch = profile.batch_time(tier, weight_format)
+            assert batch is not None
+            assert batch(10**5, 64) >= batch(10**5) > 0
+            assert profile.expert_time(tier, weight_format)(10**5) > 0
