@@ -1,0 +1,187 @@
+"""The strategies under one budget, each tried over the documents of a trace."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeprof.analyze.hot_sets import cell_bytes
+from moeprof.model_shape import ModelShape
+from moeprof.plan import advice
+from moeprof.plan.evaluation import Split, held_out_sets
+from moeprof.plan.greedy import solve_greedy
+from moeprof.plan.played import Clocks, Played, Routed, play_counts, play_sets
+from moeprof.trace import CellCounts
+
+_ARBITRARY_SETS = 16  # drawn anew, so that no single draw is what "any experts" means
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What does not depend on the budget.
+
+    Attributes:
+        shape: the model's numbers.
+        expert_bytes: [L] int64, bytes of one expert of each layer in the format to run in.
+        counts: of the trace.
+        split: folds and resamples of its document groups.
+        routed: its lookups; None where it has counts alone.
+        clocks: price it.
+        phase: index of the phase to choose and judge by.
+        policies: of the caches to try.
+        seed: of the arbitrary sets.
+    """
+
+    shape: ModelShape
+    expert_bytes: NDArray[np.int64]
+    counts: CellCounts
+    split: Split
+    routed: Routed | None
+    clocks: Clocks
+    phase: int
+    policies: Sequence[str]
+    seed: int
+
+    @property
+    def training(self) -> NDArray[np.int64]:
+        """[G, L, E] int64, the assignments to choose by."""
+        training: NDArray[np.int64] = self.counts.counts[:, self.phase]
+        return training
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all experts."""
+        return int(self.expert_bytes.sum()) * self.shape.num_experts
+
+    def tokens(self, phase: int) -> NDArray[np.float64]:
+        """[G] float64, tokens of each document group in a phase."""
+        if self.routed is not None:
+            return self.routed.tokens[phase]
+        found: NDArray[np.float64] = self.assignments(phase) / (
+            self.shape.num_moe_layers * self.shape.top_k
+        )
+        return found
+
+    def assignments(self, phase: int) -> NDArray[np.float64]:
+        """[G] float64, assignments of each document group in a phase."""
+        return self.counts.counts[:, phase].sum(axis=(1, 2)).astype(np.float64)
+
+    def play(self, sets: NDArray[np.bool_], set_of_group: NDArray[np.int64]) -> Played:
+        """Play sets [S, L, E] of cells, of which each document group has its own, [G]."""
+        if self.routed is None:
+            return play_counts(self.counts, sets, set_of_group, self.clocks.decode, self.phase)
+        return play_sets(self.routed, sets, set_of_group, self.clocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A strategy and what it did; the other attributes are those of `StrategyOutcome`."""
+
+    name: str
+    description: str
+    policy: str | None
+    vram_bytes: int
+    slots: int
+    ram_bytes: int
+    played: Played
+
+
+def fixed_trials(situation: Situation, room_bytes: int) -> Iterator[Trial]:
+    """Everything in RAM, whole layers, any experts, and the hot set.
+
+    Args:
+        situation: what to try on.
+        room_bytes: bytes of VRAM that are left for experts.
+    """
+    one_for_all = np.zeros(len(situation.counts.group_domain), np.int64)
+    nothing = np.zeros((1, situation.shape.num_moe_layers, situation.shape.num_experts), np.bool_)
+    yield _trial(
+        situation,
+        (advice.ALL_RAM, "every expert in RAM"),
+        nothing[0],
+        situation.play(nothing, one_for_all),
+    )
+    layers = whole_layers(situation, room_bytes)
+    yield _trial(
+        situation,
+        (advice.WHOLE_LAYERS, "whole layers in VRAM, the last one in part"),
+        layers,
+        situation.play(layers[None], one_for_all),
+    )
+    drawn = np.stack(list(arbitrary_sets(situation, room_bytes)))
+    yield _trial(
+        situation,
+        (advice.ANY_EXPERTS, "as many experts of each layer, whichever"),
+        drawn[0],
+        situation.play(drawn, np.arange(len(one_for_all)) % len(drawn)),
+    )
+    yield hot_set_trial(situation, room_bytes)
+
+
+def hot_set_trial(situation: Situation, room_bytes: int) -> Trial:
+    """The busiest cells per byte, of each document those of the others."""
+
+    def place(benefit: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return solve_greedy(benefit, situation.expert_bytes, room_bytes).in_vram
+
+    held_out = held_out_sets(place, situation.training, situation.split)
+    return _trial(
+        situation,
+        (advice.HOT_SET, "the busiest experts of the trace"),
+        place(situation.training.sum(axis=0).astype(np.float64)),
+        situation.play(held_out, situation.split.fold),
+    )
+
+
+def whole_layers(situation: Situation, room_bytes: int) -> NDArray[np.bool_]:
+    """[L, E] bool, the layers that save the most time per byte, and of one more what still fits.
+
+    Without a clock the layers of the smallest experts come first. Experts of the layer in part are
+    taken by ascending id, which says nothing of how busy they are.
+    """
+    shape, clock = situation.shape, situation.clocks.decode
+    rows, full = np.arange(shape.num_moe_layers), np.full(shape.num_moe_layers, shape.top_k)
+    if clock is None:
+        saved = full.astype(np.float64)
+    else:
+        saved = clock.layer_seconds(rows, 0 * full, full) - clock.layer_seconds(
+            rows, full, 0 * full
+        )
+    order = np.argsort(-saved / situation.expert_bytes, kind="stable")
+    cells = (order[:, None] * shape.num_experts + np.arange(shape.num_experts)).ravel()
+    return _fill(situation, cells, room_bytes)
+
+
+def arbitrary_sets(situation: Situation, room_bytes: int) -> Iterator[NDArray[np.bool_]]:
+    """Sets [L, E] of as many experts of each layer as fit, drawn at random."""
+    shape = situation.shape
+    rng = np.random.default_rng(situation.seed)
+    for _ in range(_ARBITRARY_SETS):
+        drawn = rng.random((shape.num_moe_layers, shape.num_experts)).argsort(axis=1)
+        cells = np.arange(shape.num_moe_layers)[:, None] * shape.num_experts + drawn
+        yield _fill(situation, cells.T.ravel(), room_bytes)
+
+
+def _fill(situation: Situation, cells: NDArray[np.int64], room_bytes: int) -> NDArray[np.bool_]:
+    """[L, E] bool, the first cells of an order that fit together."""
+    shape = situation.shape
+    sizes = cell_bytes(situation.expert_bytes.tolist(), shape.num_experts).ravel()
+    taken = np.zeros(shape.num_cells, np.bool_)
+    taken[cells[np.cumsum(sizes[cells]) <= room_bytes]] = True
+    return taken.reshape(shape.num_moe_layers, shape.num_experts)
+
+
+def _trial(
+    situation: Situation, named: tuple[str, str], in_vram: NDArray[np.bool_], played: Played
+) -> Trial:
+    """The trial of a set that stays as it is; RAM holds the rest."""
+    used = int((in_vram.sum(axis=1) * situation.expert_bytes).sum())
+    return Trial(
+        *named,
+        policy=None,
+        vram_bytes=used,
+        slots=int(in_vram.sum()),
+        ram_bytes=situation.total_bytes - used,
+        played=played,
+    )
