@@ -196,14 +196,22 @@ ExpertCache cache_of(const CacheSettings& settings, const std::uint32_t* next_us
                        admission, std::move(frequencies));
 }
 
-struct Output4 {
-    explicit Output4(std::size_t num_batches)
-        : hits(num_batches), served(num_batches), uploads(num_batches), bytes(num_batches) {}
-    ReplayOutput pointers() { return {hits.data(), served.data(), uploads.data(), bytes.data()}; }
+struct Arrays {
+    Arrays(std::size_t num_lookups, std::size_t num_batches)
+        : is_hit(num_lookups),
+          hits(num_batches),
+          served(num_batches),
+          uploads(num_batches),
+          bytes(num_batches) {}
+    ReplayOutput pointers() {
+        return {is_hit.data(), hits.data(), served.data(), uploads.data(), bytes.data()};
+    }
     nb::tuple arrays() {
-        return nb::make_tuple(hits.array(), served.array(), uploads.array(), bytes.array());
+        return nb::make_tuple(is_hit.array(), hits.array(), served.array(), uploads.array(),
+                              bytes.array());
     }
 
+    Made<std::uint8_t> is_hit;
     Made<std::uint16_t> hits;
     Made<std::uint32_t> served;
     Made<std::uint16_t> uploads;
@@ -241,7 +249,7 @@ nb::tuple replay_lookups(Input<std::int64_t, 1> batch_start, Input<std::uint32_t
     const CacheSettings settings{order,        cell_bytes,  pinned,     budgets,    decay,
                                  recent_share, max_uploads, hysteresis, make_policy};
     std::vector<std::uint32_t> next_use(order == "belady" ? cells.shape(0) : 0);
-    Output4 output(lookups.num_batches);
+    Arrays output(cells.shape(0), lookups.num_batches);
     if (order == "python") {
         ExpertCache cache = cache_of(settings, nullptr);
         replay(lookups, uses.data(), times, cache, output.pointers());
@@ -268,7 +276,7 @@ nb::tuple optimum(Input<std::int64_t, 1> batch_start, Input<std::uint32_t, 1> ce
     expect("is_scored: batches", is_scored.shape(0), lookups.num_batches);
     const std::vector<std::size_t> entries(capacities.data(),
                                            capacities.data() + capacities.shape(0));
-    Output4 output(lookups.num_batches);
+    Arrays output(cells.shape(0), lookups.num_batches);
     {
         nb::gil_scoped_release released;
         std::vector<std::uint32_t> next_use(cells.shape(0));
@@ -285,13 +293,15 @@ void bind_typed(nb::module_& m) {
           nb::arg("num_experts"), nb::arg("cells").noconvert(), nb::arg("uses").noconvert(),
           nb::arg("batch_end").noconvert(),
           "Writes the lookups of routed tokens, a batch for each step and row; their number.");
-    m.def("replay_lookups", &replay_lookups<Uses>, nb::arg("batch_start").noconvert(),
-          nb::arg("cells").noconvert(), nb::arg("uses").noconvert(), nb::arg("batches_per_step"),
-          nb::arg("restarts").noconvert(), nb::arg("order"), nb::arg("cell_bytes").noconvert(),
-          nb::arg("pinned").noconvert(), nb::arg("budgets").noconvert(), nb::arg("decay") = 1.0,
-          nb::arg("recent_share") = 0.5, nb::arg("max_uploads") = nb::none(),
-          nb::arg("hysteresis") = nb::none(), nb::arg("make_policy") = nb::none(),
-          "Replays a policy; hits, assignments served, uploads and bytes uploaded of each batch.");
+    m.def(
+        "replay_lookups", &replay_lookups<Uses>, nb::arg("batch_start").noconvert(),
+        nb::arg("cells").noconvert(), nb::arg("uses").noconvert(), nb::arg("batches_per_step"),
+        nb::arg("restarts").noconvert(), nb::arg("order"), nb::arg("cell_bytes").noconvert(),
+        nb::arg("pinned").noconvert(), nb::arg("budgets").noconvert(), nb::arg("decay") = 1.0,
+        nb::arg("recent_share") = 0.5, nb::arg("max_uploads") = nb::none(),
+        nb::arg("hysteresis") = nb::none(), nb::arg("make_policy") = nb::none(),
+        "Replays a policy; which lookups hit, and of each batch the hits, the assignments served, "
+        "uploads and bytes uploaded.");
     m.def("replay_optimum", &optimum<Uses>, nb::arg("batch_start").noconvert(),
           nb::arg("cells").noconvert(), nb::arg("uses").noconvert(), nb::arg("batches_per_step"),
           nb::arg("restarts").noconvert(), nb::arg("cell_bytes").noconvert(),

@@ -62,8 +62,9 @@ void next_uses(const Lookups& lookups, const ReplayTimes& times, std::size_t num
 void reuse_distances(const Lookups& lookups, std::size_t num_cells, const std::int64_t* bytes,
                      std::int64_t* distances);
 
-// What every batch of a replay met and moved; all [num_batches].
+// What every batch of a replay met and moved; all [num_batches] but is_hit.
 struct ReplayOutput {
+    std::uint8_t* is_hit;  // [number of lookups]
     std::uint16_t* hits;
     std::uint32_t* served;  // assignments behind the hits
     std::uint16_t* uploads;

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "lookups.hpp"
 
 namespace moeprof {
@@ -32,14 +30,6 @@ std::uint32_t served(const Uses* uses, const std::uint8_t* is_hit, std::size_t s
     return sum;
 }
 
-std::size_t largest_batch(const Lookups& lookups) {
-    std::size_t largest = 0;
-    for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
-        largest = std::max(largest, lookups.size(batch));
-    }
-    return largest;
-}
-
 void write(const ReplayOutput& output, std::size_t batch, const BatchOutcome& outcome,
            std::uint32_t served) {
     output.hits[batch] = static_cast<std::uint16_t>(outcome.hits);
@@ -53,14 +43,14 @@ void write(const ReplayOutput& output, std::size_t batch, const BatchOutcome& ou
 template <typename Uses>
 void replay(const Lookups& lookups, const Uses* uses, const ReplayTimes& times, ExpertCache& cache,
             const ReplayOutput& output) {
-    std::vector<std::uint8_t> is_hit(largest_batch(lookups));
     Clock clock(times);
     for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
         if (clock.restarts_at(batch)) cache.clear();
         const std::size_t first = lookups.first(batch);
         const std::size_t size = lookups.size(batch);
-        const BatchOutcome outcome = cache.batch(lookups.cells + first, size, first, is_hit.data());
-        write(output, batch, outcome, served(uses + first, is_hit.data(), size));
+        std::uint8_t* is_hit = output.is_hit + first;
+        const BatchOutcome outcome = cache.batch(lookups.cells + first, size, first, is_hit);
+        write(output, batch, outcome, served(uses + first, is_hit, size));
         if (clock.step_ends_after(batch)) cache.step();
     }
 }
@@ -78,7 +68,6 @@ void replay_optimum(const Lookups& lookups, const Uses* uses, const ReplayTimes&
     const std::size_t pool_cells = num_cells / capacities.size();
     // The entry that is used again last comes first.
     std::vector<IndexedHeap> kept(capacities.size(), IndexedHeap(num_cells));
-    std::vector<std::uint8_t> is_hit(largest_batch(lookups));
     Clock clock(times);
     for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
         if (clock.restarts_at(batch)) {
@@ -87,6 +76,7 @@ void replay_optimum(const Lookups& lookups, const Uses* uses, const ReplayTimes&
         const std::size_t first = lookups.first(batch);
         const std::size_t size = lookups.size(batch);
         const Cell* cells = lookups.cells + first;
+        std::uint8_t* is_hit = output.is_hit + first;
         BatchOutcome outcome;
         if (size > 0) {
             const std::size_t pool = capacities.size() == 1 ? 0 : cells[0] / pool_cells;
@@ -108,7 +98,7 @@ void replay_optimum(const Lookups& lookups, const Uses* uses, const ReplayTimes&
                 outcome.uploaded_bytes += bytes[cells[i]];
             }
         }
-        write(output, batch, outcome, served(uses + first, is_hit.data(), size));
+        write(output, batch, outcome, served(uses + first, is_hit, size));
     }
 }
 

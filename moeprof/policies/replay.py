@@ -23,6 +23,7 @@ class ReplayResult:
         accesses: that were replayed.
         policy: that was replayed.
         budget_bytes: bytes that the entries might take.
+        is_hit: [N] bool, whether the cell of each lookup was present.
         hits: [B] uint16, lookups whose cell was present.
         served: [B] uint32, assignments behind these.
         uploads: [B] uint16, cells brought in.
@@ -32,6 +33,7 @@ class ReplayResult:
     accesses: Accesses
     policy: Policy
     budget_bytes: int
+    is_hit: NDArray[np.bool_]
     hits: NDArray[np.uint16]
     served: NDArray[np.uint32]
     uploads: NDArray[np.uint16]
@@ -145,12 +147,13 @@ def replay_held_out(
     if not policy.learns:
         return replay(accesses, policy, budget_bytes, cell_bytes, restart=restart)
     fold_of_step = held_out.fold_of_sequence[accesses.step_sequence]
-    merged = _nothing(accesses.num_batches)
+    merged = _nothing(accesses)
     for fold, training in enumerate(held_out.training):
         steps = fold_of_step == fold
         part = replay(accesses.select(steps), policy, budget_bytes, cell_bytes, training, restart)
         batches = np.repeat(steps, accesses.shape.num_moe_layers)
-        _put(merged, batches, (part.hits, part.served, part.uploads, part.bytes_read))
+        found = (part.is_hit, part.hits, part.served, part.uploads, part.bytes_read)
+        _put(merged, accesses, batches, found)
     return ReplayResult(accesses, policy, budget_bytes, *merged)
 
 
@@ -177,12 +180,20 @@ def _restarts(accesses: Accesses, restart: bool) -> NDArray[np.int64]:
     return accesses.document_starts * accesses.shape.num_moe_layers
 
 
-_Arrays = tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.uint16], NDArray[np.int64]]
+_Arrays = tuple[
+    NDArray[np.bool_],
+    NDArray[np.uint16],
+    NDArray[np.uint32],
+    NDArray[np.uint16],
+    NDArray[np.int64],
+]
 
 
-def _nothing(num_batches: int) -> _Arrays:
-    """Hits, assignments served, uploads and bytes read of batches, all 0."""
+def _nothing(accesses: Accesses) -> _Arrays:
+    """What hits; hits, assignments served, uploads and bytes read of batches, all 0."""
+    num_batches = accesses.num_batches
     return (
+        np.zeros(len(accesses.cells), np.bool_),
         np.zeros(num_batches, np.uint16),
         np.zeros(num_batches, np.uint32),
         np.zeros(num_batches, np.uint16),
@@ -190,12 +201,13 @@ def _nothing(num_batches: int) -> _Arrays:
     )
 
 
-def _put(into: _Arrays, batches: NDArray[np.bool_], found: _Arrays) -> None:
-    """Set the marked batches."""
-    into[0][batches] = found[0]
+def _put(into: _Arrays, accesses: Accesses, batches: NDArray[np.bool_], found: _Arrays) -> None:
+    """Set the marked batches and their lookups; `found` holds these alone."""
+    into[0][np.repeat(batches, accesses.lookups)] = found[0]
     into[1][batches] = found[1]
     into[2][batches] = found[2]
     into[3][batches] = found[3]
+    into[4][batches] = found[4]
 
 
 def _replayed(
@@ -210,7 +222,7 @@ def _replayed(
     num_rows = accesses.shape.num_moe_layers
     if policy.order == "optimum":
         return _optimum(accesses, restarts, sizes, pools // sizes.min())
-    return replay_lookups(
+    is_hit, *of_batches = replay_lookups(
         *lookups,
         num_rows,
         restarts,
@@ -223,6 +235,7 @@ def _replayed(
         max_uploads=policy.uploads,
         hysteresis=policy.hysteresis,
     )
+    return (is_hit.view(np.bool_), *of_batches)
 
 
 def _optimum(
@@ -233,10 +246,10 @@ def _optimum(
 ) -> _Arrays:
     """Each phase's own optimum, in the batches of that phase."""
     phase = accesses.phase
-    merged = _nothing(accesses.num_batches)
+    merged = _nothing(accesses)
     for index in np.unique(phase):
         scored = phase == index
-        found = replay_optimum(
+        is_hit, hits, served, uploads, bytes_read = replay_optimum(
             accesses.batch_start,
             accesses.cells,
             accesses.uses,
@@ -246,6 +259,8 @@ def _optimum(
             capacities,
             scored.view(np.uint8),
         )
-        in_phase = (found[0][scored], found[1][scored], found[2][scored], found[3][scored])
-        _put(merged, scored, in_phase)
+        of_lookup = np.repeat(scored, accesses.lookups)
+        hit = is_hit.view(np.bool_)[of_lookup]
+        moved = (served[scored], uploads[scored], bytes_read[scored])
+        _put(merged, accesses, scored, (hit, hits[scored], *moved))
     return merged
