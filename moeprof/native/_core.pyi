@@ -26,7 +26,13 @@ def reuse_distances(
     cell_bytes: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]: ...
 
-_Outcomes = tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.uint16], NDArray[np.int64]]
+_Outcomes = tuple[
+    NDArray[np.uint8],
+    NDArray[np.uint16],
+    NDArray[np.uint32],
+    NDArray[np.uint16],
+    NDArray[np.int64],
+]
 
 def replay_lookups(
     batch_start: NDArray[np.int64],

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +46,17 @@ class DecodeClock:
     def layer_seconds(
         self,
         row: int | NDArray[np.integer],
-        num_vram: NDArray[np.integer],
-        num_ram: NDArray[np.integer],
-        copied_bytes: NDArray[np.integer] | None = None,
+        num_vram: NDArray[Any],
+        num_ram: NDArray[Any],
+        copied_bytes: NDArray[Any] | None = None,
     ) -> NDArray[np.float64]:
         """Seconds of the experts of a layer, for each (token, layer).
 
         Args:
             row: index of the layer among the MoE layers, one for all or [B].
-            num_vram: [B] integer, experts of the token that are in VRAM.
-            num_ram: [B] integer, experts of the token that are in RAM.
-            copied_bytes: [B] integer, bytes that a cache copies into VRAM; None for none.
+            num_vram: [B], experts of the token that are in VRAM.
+            num_ram: [B], experts of the token that are in RAM.
+            copied_bytes: [B], bytes that a cache copies into VRAM; None for none.
 
         Returns:
             [B] float64.
@@ -63,15 +64,13 @@ class DecodeClock:
         vram = num_vram * self.vram_expert_s[row]
         ram = num_ram * self.ram_expert_s[row] + (num_ram > 0) * self.round_trip_s
         if copied_bytes is None:
-            seconds: NDArray[np.float64] = (
-                np.maximum(vram, ram) if self.tiers_overlap else vram + ram
-            )
-            return seconds
+            both = np.maximum(vram, ram) if self.tiers_overlap else vram + ram
+            return np.asarray(both, np.float64)
         copies = copied_bytes * self.copy.s_per_byte + (copied_bytes > 0) * self.copy.fixed_s
         if not self.tiers_overlap:
-            return vram + ram + copies
+            return np.asarray(vram + ram + copies, np.float64)
         ram = ram + copied_bytes * self.ram_s_per_byte
-        return np.maximum(np.maximum(vram, ram), copies)
+        return np.asarray(np.maximum(np.maximum(vram, ram), copies), np.float64)
 
     def expected_seconds(
         self, row: int, top_k: int, hit_rate: NDArray[np.float64], copied_bytes: float = 0.0
@@ -93,7 +92,7 @@ class DecodeClock:
         hits = np.arange(top_k + 1)
         ways = np.array([comb(top_k, int(one)) for one in hits])
         rate = np.asarray(hit_rate)[..., None]
-        odds = ways * rate**hits * (1 - rate) ** (top_k - hits)
+        odds: NDArray[np.float64] = ways * rate**hits * (1 - rate) ** (top_k - hits)
         misses = top_k - hits
         copied = misses * copied_bytes if copied_bytes else None
         seconds: NDArray[np.float64] = odds @ self.layer_seconds(row, hits, misses, copied)

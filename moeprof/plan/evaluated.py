@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from moeprof.placement import Estimate
 from moeprof.plan import advice
 from moeprof.plan.evaluation import hit_share, paired_gain, speed
-from moeprof.plan.played import DECODE, PREFILL
+from moeprof.plan.routed import DECODE, PREFILL
 from moeprof.plan.trials import Situation, Trial
 
 
@@ -27,9 +27,8 @@ class Evaluated:
     def is_priced(self, phase: int) -> bool:
         """Whether tokens/s are known of a phase."""
         clocks = self.situation.clocks
-        if phase == self.situation.phase:
-            return clocks.decode is not None
-        return phase == PREFILL and clocks.prefill is not None
+        priced = {DECODE: clocks.decode, PREFILL: clocks.prefill}[phase]
+        return priced is not None and bool(self.situation.assignments(phase).any())
 
     def tokens_per_s(self, trial: Trial, phase: int) -> Estimate | None:
         """Of a single sequence; None where nothing prices it."""
@@ -62,8 +61,7 @@ class Evaluated:
         return tuple(self._outcome(trial) for trial in self.trials.values())
 
     def _outcome(self, trial: Trial) -> advice.StrategyOutcome:
-        phase = self.situation.phase
-        tokens = self.situation.tokens(phase).sum()
+        tokens = self.situation.tokens(DECODE).sum()
         return advice.StrategyOutcome(
             name=trial.name,
             description=trial.description,
@@ -71,9 +69,11 @@ class Evaluated:
             vram_bytes=trial.vram_bytes,
             slots=trial.slots,
             ram_bytes=trial.ram_bytes,
-            copied_bytes_per_token=round(float(trial.played.copied_bytes[phase].sum() / tokens), 1),
-            prefill=None if phase == PREFILL else self._phase(trial, PREFILL),
-            decode=self._phase(trial, phase),
+            copied_bytes_per_token=round(
+                float(trial.played.copied_bytes[DECODE].sum() / tokens), 1
+            ),
+            prefill=self._phase(trial, PREFILL),
+            decode=self._phase(trial, DECODE),
         )
 
     def _phase(self, trial: Trial, phase: int) -> advice.PhaseOutcome | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from moeprof.placement import Estimate
 from moeprof.plan import advice
 from moeprof.plan.evaluated import Evaluated
+from moeprof.plan.routed import DECODE
 from moeprof.plan.trials import Trial
 from moeprof.plan.verdict import LEAST_GAIN
 
@@ -83,20 +84,22 @@ def best_trial(evaluated: Evaluated) -> Trial | None:
 
 
 def _is_clearly_better(evaluated: Evaluated, own: Trial, rival: Trial) -> bool:
-    gain = evaluated.gain(own, rival, evaluated.situation.phase)
+    gain = evaluated.gain(own, rival, DECODE)
     least = LEAST_GAIN - 1
     if gain is None:
-        gain = evaluated.extra_hits(own, rival, evaluated.situation.phase)
+        gain = evaluated.extra_hits(own, rival, DECODE)
         least = _LEAST_EXTRA_HITS
     return gain.low is not None and gain.low > 0 and gain.value >= least
 
 
 def _without_documents(evaluated: Evaluated) -> Judgement:
     """Too few documents to hold any out: only a lack of skew can be seen."""
-    phase = evaluated.situation.phase
     hot_set = evaluated.trials[advice.HOT_SET]
     rival = best_reference(evaluated)
-    gain, extra = evaluated.gain(hot_set, rival, phase), evaluated.extra_hits(hot_set, rival, phase)
+    gain, extra = (
+        evaluated.gain(hot_set, rival, DECODE),
+        evaluated.extra_hits(hot_set, rival, DECODE),
+    )
     small = extra.value < _LEAST_EXTRA_HITS if gain is None else gain.value < LEAST_GAIN - 1
     if small and not evaluated.situation.split.num_folds:
         sentence = (
@@ -116,7 +119,7 @@ def _no_gain(evaluated: Evaluated) -> str:
     best = max(tried, key=lambda trial: _merit(evaluated, trial))
     return (
         f"nothing is clearly faster than what needs no trace. {_compared(evaluated, best, rival)}"
-        if evaluated.is_priced(evaluated.situation.phase)
+        if evaluated.is_priced(DECODE)
         else "nothing hits clearly more than what needs no trace. "
         f"{_compared(evaluated, best, rival)}"
     )
@@ -129,21 +132,19 @@ def best_reference(evaluated: Evaluated) -> Trial:
 
 
 def _merit(evaluated: Evaluated, trial: Trial) -> float:
-    phase = evaluated.situation.phase
-    priced = evaluated.tokens_per_s(trial, phase)
-    return evaluated.hit_rate(trial, phase).value if priced is None else priced.value
+    priced = evaluated.tokens_per_s(trial, DECODE)
+    return evaluated.hit_rate(trial, DECODE).value if priced is None else priced.value
 
 
 def _compared(evaluated: Evaluated, own: Trial, rival: Trial) -> str:
-    phase = evaluated.situation.phase
-    gain = evaluated.gain(own, rival, phase)
+    gain = evaluated.gain(own, rival, DECODE)
     if gain is None:
-        extra = evaluated.extra_hits(own, rival, phase)
+        extra = evaluated.extra_hits(own, rival, DECODE)
         return (
             f"{own.description}: {_bounds(extra, 100, '+.1f')} points of hit rate over "
             f"{rival.description}"
         )
-    speeds = [evaluated.tokens_per_s(trial, phase) for trial in (own, rival)]
+    speeds = [evaluated.tokens_per_s(trial, DECODE) for trial in (own, rival)]
     own_speed, rival_speed = (one.value if one else float("nan") for one in speeds)
     return (
         f"{own.description}: {own_speed:.3g} tokens/s, {times(gain)} those of {rival.description} "
@@ -163,11 +164,11 @@ def _what_is_done(evaluated: Evaluated, trial: Trial) -> str:
             f"chosen by {trial.policy}"
         ),
     }[trial.name]
-    gain = evaluated.gain(trial, base, situation.phase)
-    own = evaluated.tokens_per_s(trial, situation.phase)
+    gain = evaluated.gain(trial, base, DECODE)
+    own = evaluated.tokens_per_s(trial, DECODE)
     if gain is None or own is None:
-        extra = evaluated.extra_hits(trial, base, situation.phase)
-        rate = evaluated.hit_rate(trial, situation.phase)
+        extra = evaluated.extra_hits(trial, base, DECODE)
+        rate = evaluated.hit_rate(trial, DECODE)
         return (
             f"{what}: they serve {100 * rate.value:.0f} % of new replies, "
             f"{_bounds(extra, 100, '.0f')} points more than whole layers would"

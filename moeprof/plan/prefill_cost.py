@@ -39,39 +39,56 @@ class PrefillClock:
     expert_bytes: NDArray[np.int64]
     tiers_overlap: bool = True
 
-    def expert_seconds(
-        self, row: NDArray[np.integer], num_tokens: NDArray[np.integer], in_vram: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Seconds of each expert of a batch, in the vram part and in the ram part.
+    def batch_seconds(
+        self,
+        row: NDArray[np.integer],
+        start: NDArray[np.integer],
+        num_tokens: NDArray[np.integer],
+        in_vram: NDArray[np.bool_],
+        copied_bytes: NDArray[np.integer] | None = None,
+    ) -> NDArray[np.float64]:
+        """Seconds of the experts of each batch of a layer.
 
         Args:
-            row: [N] index of its layer among the MoE layers.
-            num_tokens: [N] tokens that chose it.
+            row: [B] index of its layer among the MoE layers.
+            start: [B + 1] where its experts begin among all [N].
+            num_tokens: [N] tokens that chose each expert, at least 1.
             in_vram: [N] whether it is in VRAM.
+            copied_bytes: [B] bytes that a cache brings into VRAM, of which those that are copied
+                anyway cost nothing more; None for none.
 
         Returns:
-            Two [N] float64; one of both is 0.
+            [B] float64.
         """
-        size = self.expert_bytes[row]
-        device = np.asarray(self.vram(size, num_tokens), np.float64)
-        host = np.asarray(self.ram(size, num_tokens), np.float64)
+        batch = np.repeat(np.arange(len(row)), np.diff(start))
+        size = self.expert_bytes[row[batch]]
+        device, host = _seconds(self.vram, size, num_tokens), _seconds(self.ram, size, num_tokens)
+        streamed = np.zeros(len(batch), np.bool_)
         if self.copy is not None:
-            streamed = np.asarray(self.copy(size)) + device
-            device = np.where(in_vram, device, streamed)
-            on_device = in_vram | (streamed < host)
-        else:
-            on_device = in_vram
-        return np.where(on_device, device, 0.0), np.where(on_device, 0.0, host)
-
-    def layer_seconds(
-        self, vram_s: NDArray[np.float64], ram_s: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Seconds of a layer, [B] float64, from those of its two parts, [B] each."""
-        ram = ram_s + (ram_s > 0) * self.round_trip_s
+            with_copy = device + _seconds(self.copy, size, 0)
+            streamed = ~in_vram & (with_copy < host)
+            device = np.where(streamed, with_copy, device)
+        on_device = in_vram | streamed
+        vram_s = np.bincount(batch, np.where(on_device, device, 0.0), len(row)).astype(np.float64)
+        ram_s = np.bincount(batch, np.where(on_device, 0.0, host), len(row)).astype(np.float64)
+        if copied_bytes is not None and self.copy is not None:
+            anyway = np.bincount(batch, np.where(streamed, size, 0), len(row))
+            vram_s += np.maximum(copied_bytes - anyway, 0) * self.copy.s_per_byte
+        ram_s += (ram_s > 0) * self.round_trip_s
         seconds: NDArray[np.float64] = (
-            np.maximum(vram_s, ram) if self.tiers_overlap else vram_s + ram
+            np.maximum(vram_s, ram_s) if self.tiers_overlap else vram_s + ram_s
         )
         return seconds
+
+
+def _seconds(
+    time: Time, num_bytes: NDArray[np.int64], num_tokens: NDArray[np.integer] | int
+) -> NDArray[np.float64]:
+    """[N] float64, a time of many pieces of work."""
+    seconds: NDArray[np.float64] = (
+        time.fixed_s + time.s_per_byte * num_bytes + time.s_per_token * num_tokens
+    )
+    return seconds
 
 
 def prefill_clock(

@@ -11,7 +11,8 @@ from moeprof.model_shape import ModelShape
 from moeprof.plan import advice
 from moeprof.plan.evaluation import Split, held_out_sets
 from moeprof.plan.greedy import solve_greedy
-from moeprof.plan.played import Clocks, Played, Routed, play_counts, play_sets
+from moeprof.plan.played import Clocks, Played, play_counts, play_sets
+from moeprof.plan.routed import DECODE, Routed
 from moeprof.trace import CellCounts
 
 _ARBITRARY_SETS = 16  # drawn anew, so that no single draw is what "any experts" means
@@ -28,7 +29,6 @@ class Situation:
         split: folds and resamples of its document groups.
         routed: its lookups; None where it has counts alone.
         clocks: price it.
-        phase: index of the phase to choose and judge by.
         policies: of the caches to try.
         seed: of the arbitrary sets.
     """
@@ -39,14 +39,13 @@ class Situation:
     split: Split
     routed: Routed | None
     clocks: Clocks
-    phase: int
     policies: Sequence[str]
     seed: int
 
     @property
     def training(self) -> NDArray[np.int64]:
         """[G, L, E] int64, the assignments to choose by."""
-        training: NDArray[np.int64] = self.counts.counts[:, self.phase]
+        training: NDArray[np.int64] = self.counts.counts[:, DECODE]
         return training
 
     @property
@@ -57,7 +56,8 @@ class Situation:
     def tokens(self, phase: int) -> NDArray[np.float64]:
         """[G] float64, tokens of each document group in a phase."""
         if self.routed is not None:
-            return self.routed.tokens[phase]
+            of_group: NDArray[np.float64] = self.routed.tokens[phase]
+            return of_group
         found: NDArray[np.float64] = self.assignments(phase) / (
             self.shape.num_moe_layers * self.shape.top_k
         )
@@ -65,12 +65,13 @@ class Situation:
 
     def assignments(self, phase: int) -> NDArray[np.float64]:
         """[G] float64, assignments of each document group in a phase."""
-        return self.counts.counts[:, phase].sum(axis=(1, 2)).astype(np.float64)
+        counted: NDArray[np.int64] = self.counts.counts[:, phase].sum(axis=(1, 2))
+        return counted.astype(np.float64)
 
     def play(self, sets: NDArray[np.bool_], set_of_group: NDArray[np.int64]) -> Played:
         """Play sets [S, L, E] of cells, of which each document group has its own, [G]."""
         if self.routed is None:
-            return play_counts(self.counts, sets, set_of_group, self.clocks.decode, self.phase)
+            return play_counts(self.counts, sets, set_of_group, self.clocks.decode)
         return play_sets(self.routed, sets, set_of_group, self.clocks)
 
 

@@ -222,7 +222,7 @@ def _replayed(
     num_rows = accesses.shape.num_moe_layers
     if policy.order == "optimum":
         return _optimum(accesses, restarts, sizes, pools // sizes.min())
-    is_hit, *of_batches = replay_lookups(
+    is_hit, hits, served, uploads, bytes_read = replay_lookups(
         *lookups,
         num_rows,
         restarts,
@@ -235,7 +235,7 @@ def _replayed(
         max_uploads=policy.uploads,
         hysteresis=policy.hysteresis,
     )
-    return (is_hit.view(np.bool_), *of_batches)
+    return is_hit.view(np.bool_), hits, served, uploads, bytes_read
 
 
 def _optimum(
