@@ -191,6 +191,8 @@ ExpertCache cache_of(const CacheSettings& settings, const std::uint32_t* next_us
     Admission admission;
     if (settings.max_uploads) admission.max_uploads = *settings.max_uploads;
     admission.hysteresis = settings.hysteresis;
+    admission.is_budget_hard =
+        settings.max_uploads || settings.hysteresis || settings.budgets.shape(0) > 1;
     const std::int64_t* bytes = settings.cell_bytes.data();
     return ExpertCache({bytes, bytes + num_cells}, settings.pinned.data(), std::move(pools),
                        admission, std::move(frequencies));

@@ -61,7 +61,7 @@ void ExpertCache::bring_in(const Layer& layer, BatchOutcome& outcome) {
         if (outcome.uploads == admission_.max_uploads) break;
         if (!pool.order->admits(cell - layer.base)) continue;
         const bool fits = make_room(layer, cell, bytes_[cell]);
-        if (!fits && admission_.is_limited()) continue;
+        if (!fits && admission_.is_budget_hard) continue;
         states_[cell] = kPresent;
         pool.held_bytes += bytes_[cell];
         ++outcome.uploads;
@@ -69,8 +69,8 @@ void ExpertCache::bring_in(const Layer& layer, BatchOutcome& outcome) {
     }
 }
 
-// Gives entries up until `bytes` fit beside the others. If entries would have to go that are worth
-// more than `wanted`, or are in use, it gives up none under a limit of admission.
+// Gives entries up until `bytes` fit beside the others. Where the budget is hard and entries would
+// have to go that are in use, or not worth less than `wanted`, it gives up none.
 bool ExpertCache::make_room(const Layer& layer, Cell wanted, std::int64_t bytes) {
     CachePool& pool = layer.pool;
     victims_.clear();
@@ -86,7 +86,7 @@ bool ExpertCache::make_room(const Layer& layer, Cell wanted, std::int64_t bytes)
             fits = wanted == kNoCell || is_worth(wanted, victims_.back());
         }
     }
-    if (!fits && wanted != kNoCell && admission_.is_limited()) {
+    if (!fits && wanted != kNoCell && admission_.is_budget_hard) {
         while (!victims_.empty()) {
             pool.order->restore(victims_.back() - layer.base);
             victims_.pop_back();

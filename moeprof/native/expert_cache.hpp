@@ -1,7 +1,7 @@
 // A cache of experts under a budget of bytes: what is present, what is brought in, what has to go.
 //
 // A replay over a trace and the runtime decide with this code, so that the same lookups give the
-// same hits. The definition is replay in reference/replay.py.
+// same hits. The definition is ReferenceCache in reference/replay.py.
 #pragma once
 
 #include <memory>
@@ -18,8 +18,9 @@ struct Admission {
     // A cell comes in only if it was used more than 1 + hysteresis times as often as each entry
     // that has to go for it.
     std::optional<double> hysteresis;
-
-    bool is_limited() const { return max_uploads != ~std::size_t{0} || hysteresis.has_value(); }
+    // What does not fit beside the entries that a batch uses stays outside. Otherwise the pool is
+    // above its budget after a batch that is larger than it.
+    bool is_budget_hard = false;
 };
 
 // What a batch met and moved.
@@ -47,8 +48,7 @@ class ExpertCache {
 
     // Looks up the distinct cells of a batch, all of one layer. Afterwards the missed cells that
     // are admitted are present, and the pool is trimmed to its budget without giving up an entry
-    // that this batch used: without limits of admission it may stay above its budget, if the
-    // batch alone is larger. `tick` numbers the first lookup; is_hit [num_cells] is written.
+    // that this batch used. `tick` numbers the first lookup; is_hit [num_cells] is written.
     BatchOutcome batch(const Cell* cells, std::size_t num_cells, std::uint64_t tick,
                        std::uint8_t* is_hit);
     // A token, or a window of a prompt, has passed through all layers.

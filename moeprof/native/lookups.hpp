@@ -1,7 +1,7 @@
 // The lookups of a trace in the order a machine makes them, and what is computed of them.
 //
 // Batch b looks up cells[batch_start[b]] to cells[batch_start[b + 1] - 1], which are distinct and
-// of one layer. The definitions are in reference/lookups.py.
+// of one layer. The definitions of what is computed are in reference/replay.py.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,7 @@
 """Replaying policies over the lookups of a trace."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from moeprof.policies.accesses import Accesses
 from moeprof.policies.held_out import HeldOut
 from moeprof.policies.policy import Policy
 from moeprof.policies.static_set import static_set
+from moeprof.policies.user_policy import CacheFacts, Guarded
 from moeprof.trace import PHASES
 
 _NATIVE_ORDER = {"static": "none"}
@@ -222,6 +224,10 @@ def _replayed(
     num_rows = accesses.shape.num_moe_layers
     if policy.order == "optimum":
         return _optimum(accesses, restarts, sizes, pools // sizes.min())
+    make = None
+    if policy.make is not None:
+        facts = CacheFacts(accesses.shape, sizes, int(pools[0]))
+        make = partial(Guarded, policy.make, policy.label, facts)
     is_hit, hits, served, uploads, bytes_read = replay_lookups(
         *lookups,
         num_rows,
@@ -234,6 +240,7 @@ def _replayed(
         recent_share=policy.recent,
         max_uploads=policy.uploads,
         hysteresis=policy.hysteresis,
+        make_policy=make,
     )
     return is_hit.view(np.bool_), hits, served, uploads, bytes_read
 

@@ -10,7 +10,8 @@ the payload of a NaN are left open. One file per idea:
 - `units`: the exponential and the gated units;
 - `experts`: one expert, one layer, the sum over slots;
 - `layout`: the order of the bytes that both devices read;
-- `counting`: assignments per expert.
+- `counting`: assignments per expert;
+- `replay`: reuse distances, and caches of experts with their policies (plain Python).
 """
 
 from moeprof.native.reference.counting import count_assignments
@@ -30,6 +31,7 @@ from moeprof.native.reference.layout import (
     unpack_rows,
     xor_words,
 )
+from moeprof.native.reference.replay import replay_lookups, reuse_distances
 from moeprof.native.reference.units import UNIT_KINDS, GatedUnit, exponential, gelu_tanh, silu
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "project",
     "quantize",
     "quantize_activations",
+    "replay_lookups",
+    "reuse_distances",
     "silu",
     "slot_sum",
     "tree_sum",

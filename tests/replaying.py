@@ -1,0 +1,60 @@
+"""Small replays for tests of the native core: batches as lists, and the best that can be done."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from hypothesis import strategies as st
+
+NO_RESTARTS = np.empty(0, np.int64)
+
+
+def lookups_of(batches: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """`batch_start` and `cells` of some batches."""
+    start = np.cumsum([0, *[len(batch) for batch in batches]]).astype(np.int64)
+    return start, np.array([cell for batch in batches for cell in batch], np.uint32)
+
+
+def batches_of(num_rows: int, num_experts: int, max_steps: int) -> st.SearchStrategy:
+    """Steps of one batch per row; a batch may be empty."""
+    batch = st.lists(st.integers(0, num_experts - 1), max_size=num_experts, unique=True)
+    step = st.tuples(*[batch] * num_rows).map(
+        lambda rows: [
+            [row * num_experts + expert for expert in experts] for row, experts in enumerate(rows)
+        ]
+    )
+    steps = st.lists(step, min_size=1, max_size=max_steps)
+    return steps.map(lambda all_steps: [batch for step in all_steps for batch in step])
+
+
+def most_hits(
+    batches: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    budget: int,
+    scored: Sequence[bool],
+    keeps_batch: bool,
+) -> int:
+    """The most lookups that can hit, found by trying everything.
+
+    After each batch any of the entries and of the batch's cells that fit the budget may be kept;
+    with `keeps_batch` all of the batch's cells must be.
+    """
+    best = {frozenset(): 0}
+    for batch, counts in zip(batches, scored, strict=True):
+        after: dict[frozenset[int], int] = {}
+        for held, hits in best.items():
+            found = hits + (len(held & set(batch)) if counts else 0)
+            for kept in _subsets(held | set(batch)):
+                if sum(sizes[cell] for cell in kept) > budget:
+                    continue
+                if keeps_batch and not kept >= set(batch):
+                    continue
+                after[kept] = max(after.get(kept, 0), found)
+        best = after
+    return max(best.values())
+
+
+def _subsets(cells: frozenset[int]) -> list[frozenset[int]]:
+    return [
+        frozenset(chosen) for size in range(len(cells) + 1) for chosen in combinations(cells, size)
+    ]
