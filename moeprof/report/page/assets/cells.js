@@ -97,6 +97,10 @@ function makeMap(host, data, controls, describe) {
   host.append(make("div", { class: "controls" }, ...controls, zoom.element), plot);
   host.append(make("p", { class: "hint screen" }, "Zoom with + and −, a double click, a pinch, or Ctrl and the wheel; drag to move."));
   const chart = echarts.init(plot, null, { renderer: "canvas" });
+  // The library takes every wheel for itself; without Ctrl it is the page's.
+  for (const name of ["wheel", "mousewheel"]) {
+    plot.addEventListener(name, (event) => { if (!event.ctrlKey) event.stopPropagation(); }, { capture: true, passive: true });
+  }
   let shown = describe();
   let order = [];
   const whole = { x: [0, 100], y: [0, 100] };
@@ -161,6 +165,7 @@ function mapOption(data, shown, order, view, width) {
   const inside = { type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, minSpan: 5 };
   return {
     animation: false,
+    textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
     grid: { left: 36, right: 4, top: 22, bottom: 34 },
     xAxis: { ...axis, data: order[0].map((_, column) => String(isSorted ? column + 1 : column)), name: isSorted ? "experts of each layer, busiest first" : "expert id", nameLocation: "middle", nameGap: 24 },
     yAxis: { ...axis, inverse: true, data: data.layers.map(String), name: "layer", nameLocation: "start", nameGap: 8, nameTextStyle: { ...base.nameTextStyle, align: "right" } },

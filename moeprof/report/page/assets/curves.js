@@ -7,7 +7,7 @@ function makeCurves(host, data) {
   let chosen = data.choices ? data.choices[0] : undefined;
   const views = titles.map((title) => {
     const plot = make("div", { class: "plot" });
-    const heading = make("h3", {}, title);
+    const heading = make("h3", {}, title, make("small", {}, data.y.name));
     return { title, plot, element: make("div", { class: "panel" }, heading, plot), chart: null };
   });
   if (data.choices && data.choices.length > 1) {
@@ -44,9 +44,10 @@ function curveOption(data, panel) {
   const base = axisStyle();
   return {
     animation: false,
+    textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
     grid: { left: 4, right: 18, top: 18, bottom: 26, containLabel: true },
     xAxis: { ...base, ...scale(data.x), splitLine: { show: false }, name: data.x.name, nameLocation: "middle", nameGap: 28 },
-    yAxis: { ...base, ...scale(data.y), name: data.y.name, nameGap: 8, nameTextStyle: { ...base.nameTextStyle, align: "left" } },
+    yAxis: { ...base, ...scale(data.y) },
     tooltip: {
       ...tipStyle(),
       trigger: "axis",
@@ -67,6 +68,7 @@ function lineSeries(line, panel) {
   const x = line.x || panel.x;
   const ink = colour(`line-${line.role}`);
   const isMain = line.role === "held_out";
+  const isDashed = line.role === "in_sample" || line.role === "bound";
   const own = {
     id: line.name,
     name: line.name,
@@ -74,10 +76,10 @@ function lineSeries(line, panel) {
     data: x.map((at, index) => [at, line.y[index]]),
     showSymbol: x.length === 1,
     symbol: "circle",
-    lineStyle: { color: ink, width: isMain ? 3 : 1.8, type: line.dashed ? "dashed" : "solid" },
+    lineStyle: { color: ink, width: isMain ? 3 : 1.8, type: isDashed ? [5, 4] : "solid" },
     itemStyle: { color: ink },
     emphasis: { disabled: true },
-    z: isMain ? 4 : 3,
+    z: isDashed ? 4 : 3,
   };
   const hasBand = line.low && line.low.some((value, index) => value !== null && line.high[index] > value);
   return hasBand ? [...band(line, x, ink), own] : [own];

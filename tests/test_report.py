@@ -1,0 +1,263 @@
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browsing import make_inputs, skewed_counts
+from builders import make_counts, make_metadata
+from planning import N, R, V, make_placement
+
+import moeprof
+from moeprof.cli import main
+from moeprof.errors import PlacementError
+from moeprof.report.page import PageInputs, report_page
+from moeprof.report.page.document import page_sections
+from moeprof.report.page.verdict import verdict
+
+ROOT = Path(__file__).resolve().parent.parent
+ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>&\"\u2028"
+
+
+class Outline(HTMLParser):
+    """Elements, addresses that a browser would follow by itself, and visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = ("src", "href", "srcset", "data", "action", "poster")
+        self.addresses += [value or "" for name, value in attrs if name in names]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] not in (["script"], ["style"]):
+            self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def demo_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    plan = ROOT / "placements" / "demo.json"
+    assert run("traces/demo", "--plan", plan, "-o", path, "--resamples", 20) == 0
+    return path.read_text(encoding="utf-8")
+
+
+def run(trace: object, *options: object) -> int:
+    """The exit code of `moeprof report`."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in ("report", ROOT / str(trace), *options)])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def inputs_of(prefill: object, decode: object = None, **changes: object) -> PageInputs:
+    """A page on one or two domains with the given counts [documents, L, E]."""
+    cells = make_counts(prefill, decode)  # type: ignore[arg-type]
+    return make_inputs(cells, make_metadata(cells.shape, cells.domains), **changes)
+
+
+def charts_of(page: str) -> dict[str, dict[str, object]]:
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page)
+    assert found is not None
+    charts: dict[str, dict[str, object]] = json.loads(found[1])
+    return charts
+
+
+def test_the_page_of_the_bundled_trace_is_valid_html(demo_page: str) -> None:
+    html5lib = pytest.importorskip("html5lib")
+    html5lib.HTMLParser(strict=True).parse(demo_page)
+
+
+def test_the_page_names_no_address_but_its_own_sections(demo_page: str) -> None:
+    outline = Outline(demo_page)
+    assert outline.addresses
+    assert all(address.startswith("#") for address in outline.addresses)
+    assert not {"link", "iframe", "object", "img"} & set(outline.tags)
+    style = demo_page[demo_page.index("<style>") : demo_page.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+
+
+def test_the_verdict_stands_before_everything_else(demo_page: str) -> None:
+    body = demo_page[demo_page.index("<main>") :]
+    keys = re.findall(r'<section id="(\w+)"', body)
+    assert keys[0] == "verdict"
+    assert "bother" in body[: body.index("<nav")]
+
+
+def test_every_section_is_linked_to(demo_page: str) -> None:
+    links = set(re.findall(r'<a href="#(\w+)"', demo_page))
+    assert links == set(re.findall(r'<section id="(\w+)"', demo_page)) - {"verdict"}
+
+
+def test_a_page_of_48_layers_of_128_experts_stays_below_two_megabytes() -> None:
+    domains = [f"domain-{index}" for index in range(12)]
+    prefill = {name: skewed_counts(3, 48, 128, seed) for seed, name in enumerate(domains)}
+    tiers = tuple(tuple([V] * 40 + [R] * 80 + [N] * 8) for _ in range(48))
+    placement = make_placement(tiers)
+    inputs = inputs_of(prefill, prefill, placement=placement)
+    page = report_page(inputs)
+    assert len(page.encode()) < 2_000_000
+    charts = charts_of(page)
+    assert [one["domain"] for one in charts["experts"]["maps"][:2]] == ["all domains"] * 2
+    # All that does not fit is named.
+    assert re.search(r"\d+ maps of single domains are left out", page)
+
+
+def test_names_cannot_become_code() -> None:
+    html5lib = pytest.importorskip("html5lib")
+    counts = skewed_counts(3, 2, 4)
+    cells = make_counts({ATTACK: counts, "prose": counts})
+    metadata = make_metadata(cells.shape, cells.domains)
+    placement = make_placement(notes=(ATTACK,))
+    page = report_page(make_inputs(cells, metadata, placement=placement))
+    plain = report_page(inputs_of({"code": counts, "prose": counts}, placement=make_placement()))
+    html5lib.HTMLParser(strict=True).parse(page)
+    assert Outline(page).tags == Outline(plain).tags  # not one element more
+    assert ATTACK in "".join(Outline(page).texts)
+    assert charts_of(page)["coverage"]["choices"][1] == ATTACK
+
+
+def test_only_the_scripts_of_the_page_are_allowed_to_run(demo_page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', demo_page)
+    assert policy is not None
+    allowed = html.unescape(policy[1])
+    assert "default-src 'none'" in allowed
+    script = next(part for part in allowed.split(";") if "script-src" in part)
+    assert "unsafe" not in script
+    assert script.count("sha256-") == demo_page.count("<script>")
+
+
+def test_numbers_in_the_charts_are_those_of_the_trace(demo_page: str) -> None:
+    trace = moeprof.open_trace(ROOT / "traces" / "demo")
+    maps = charts_of(demo_page)["experts"]["maps"]
+    for one in maps:
+        domain = None if one["domain"] == "all domains" else one["domain"]
+        expected = trace.cell_counts().select(domain, one["phase"]).sum(axis=0)
+        assert np.array_equal(one["counts"], expected)
+    assert len(maps) == 14
+    tiers = moeprof.read_placement(ROOT / "placements" / "demo.json").tier_of
+    assert np.array_equal(charts_of(demo_page)["placement"]["tiers"], tiers)
+
+
+def test_what_is_not_known_is_null_and_not_nan() -> None:
+    page = report_page(inputs_of({"text": skewed_counts(1, 2, 4)}))
+    lines = charts_of(page)["coverage"]["panels"][0]["lines"]
+    assert [line["name"] for line in lines] == ["in-sample", "floor"]
+    assert lines[0]["low"] == [None] * len(lines[0]["y"])
+    assert "NaN" not in page[page.index('id="charts"') : page.index("</script>")]
+
+
+def test_a_layer_that_routed_nothing_has_a_row_of_dashes() -> None:
+    counts = skewed_counts(3, 3, 4)
+    counts[:, 1] = 0
+    page = report_page(inputs_of({"text": counts}))
+    row = re.search(r'<th scope="row" data-value="2">2</th>(.*?)</tr>', page, re.DOTALL)
+    assert row is not None
+    assert re.findall(r">([^<>\n]+)</td>", row[1]) == ["–", "–", "–"]
+
+
+def test_sections_without_data_say_why_in_one_sentence() -> None:
+    sections = {one.key: one for one in page_sections(inputs_of({"text": skewed_counts(3, 2, 4)}))}
+    missing = {key: one.finding for key, one in sections.items() if one.is_absent}
+    assert set(missing) == {"domains", "placement"}
+    assert "one kind of text" in missing["domains"]
+    assert "moeprof plan" in missing["placement"]
+    notes = sections["trace"].prose
+    assert any("decode: the trace has no assignments" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("counts", "mood", "words"),
+    [
+        (skewed_counts(8, 2, 16), "good", "uneven"),
+        (np.full((8, 2, 16), 100), "bad", "Don't bother"),
+        (skewed_counts(1, 2, 16), "open", "Cannot tell"),
+    ],
+)
+def test_without_a_plan_the_verdict_is_that_of_coverage_and_says_what_it_lacks(
+    counts: np.ndarray, mood: str, words: str
+) -> None:
+    found = verdict(inputs_of({"text": counts}))
+    assert found.mood == mood
+    assert words in found.headline
+    assert "--vram" in found.sentences[-1]
+
+
+@pytest.mark.parametrize(("worthwhile", "mood"), [(True, "good"), (False, "bad"), (None, "open")])
+def test_with_a_plan_the_verdict_is_that_of_the_plan(worthwhile: bool | None, mood: str) -> None:
+    judged = moeprof.placement.Verdict(worthwhile, "for this reason")
+    counts = skewed_counts(3, 2, 4)
+    placement = make_placement(verdict=judged)
+    found = verdict(inputs_of({"text": counts}, {"text": counts}, placement=placement))
+    assert found.mood == mood
+    assert found.sentences[0] == "For this reason."
+    # make_placement predicts 12.5 tokens/s and a coverage of 0.7 [0.6, 0.8].
+    assert [(one.value, one.interval) for one in found.figures[:2]] == [
+        ("12.5", ""),
+        ("70 %", "60 to 80"),
+    ]
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    placement = make_placement()
+    counts = skewed_counts(3, 2, 4)
+    cells = make_counts({"text": counts})
+    metadata = make_metadata(cells.shape, cells.domains)
+    other = placement.model.__class__("other", "0123", 4, (1, 2))
+    with pytest.raises(PlacementError, match="is for other with fingerprint 0123"):
+        make_inputs(cells, metadata, placement=make_placement(model=other))
+
+
+def test_the_command_writes_one_file_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pages" / "report.html"
+    assert run("traces/demo", "-o", path, "--resamples", 2) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"wrote {path}\n")
+    assert [one.name for one in path.parent.iterdir()] == ["report.html"]
+
+
+def test_nothing_is_overwritten_without_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("mine", encoding="utf-8")
+    assert run("traces/demo", "-o", path) == 1
+    assert f"error: {path}: already exists" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert run("traces/demo", "-o", path, "--resamples", 2, "--force") == 0
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("trace", "options", "message"),
+    [
+        ("traces/nothing", (), "not a trace"),
+        ("traces/demo", ("--plan", "nothing.json"), "nothing.json: no such file"),
+    ],
+)
+def test_wrong_input_is_refused_and_leaves_nothing(
+    trace: str,
+    options: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "report.html"
+    assert run(trace, "-o", path, *options) == 1
+    assert message in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_folder_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("traces/demo", "-o", tmp_path) == 1
+    assert "is a folder" in capsys.readouterr().err
