@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of the page, and the pages that they open in it."""
+"""A headless Chromium for the tests of the page."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-
-from moeprof.analyze import AnalysisSettings, analyze
-from moeprof.report.page import PageInputs
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = [
@@ -65,19 +61,3 @@ def open_browser() -> Iterator[Browser]:
         chromium = started.chromium.launch(executable_path=found, args=_FLAGS)
         yield Browser(chromium)
         chromium.close()
-
-
-def make_inputs(cells: Any, metadata: Any, **changes: Any) -> PageInputs:
-    """What a page is made from, analysed with few resamples."""
-    analysis = analyze(cells, AnalysisSettings(resamples=changes.pop("resamples", 20)))
-    return PageInputs(metadata=metadata, cells=cells, analysis=analysis, **changes)
-
-
-def skewed_counts(
-    num_documents: int, num_layers: int, num_experts: int, seed: int = 0, total: int = 4000
-) -> np.ndarray:
-    """[documents, L, E]: every layer prefers other experts, and prefers them strongly."""
-    rng = np.random.default_rng(seed)
-    odds = 1.0 / np.arange(1, num_experts + 1)
-    layers = [rng.permutation(odds / odds.sum()) for _ in range(num_layers)]
-    return np.stack([[rng.multinomial(total, p) for p in layers] for _ in range(num_documents)])

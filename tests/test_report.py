@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import make_inputs, skewed_counts
 from builders import make_counts, make_metadata
+from paging import make_advice, make_inputs, skewed_counts
 from planning import N, R, V, make_placement
 
 import moeprof
 from moeprof.cli import main
 from moeprof.errors import PlacementError
+from moeprof.plan.advice import Finding
 from moeprof.report.page import PageInputs, report_page
 from moeprof.report.page.document import page_sections
+from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,7 +161,7 @@ def test_a_layer_that_routed_nothing_has_a_row_of_dashes() -> None:
     counts = skewed_counts(3, 3, 4)
     counts[:, 1] = 0
     page = report_page(inputs_of({"text": counts}))
-    row = re.search(r'<th scope="row" data-value="2">2</th>(.*?)</tr>', page, re.DOTALL)
+    row = re.search(r'<th scope="row" class="number" data-value="2">2</th>(.*?)</tr>', page, re.DOTALL)
     assert row is not None
     assert re.findall(r">([^<>\n]+)</td>", row[1]) == ["–", "–", "–"]
 
@@ -167,9 +169,10 @@ def test_a_layer_that_routed_nothing_has_a_row_of_dashes() -> None:
 def test_sections_without_data_say_why_in_one_sentence() -> None:
     sections = {one.key: one for one in page_sections(inputs_of({"text": skewed_counts(3, 2, 4)}))}
     missing = {key: one.finding for key, one in sections.items() if one.is_absent}
-    assert set(missing) == {"domains", "placement"}
+    assert set(missing) == {"domains", "placement", "strategies"}
     assert "one kind of text" in missing["domains"]
     assert "moeprof plan" in missing["placement"]
+    assert "--vram SIZE" in missing["strategies"]
     notes = sections["trace"].prose
     assert any("decode: the trace has no assignments" in note for note in notes)
 
@@ -204,6 +207,49 @@ def test_with_a_plan_the_verdict_is_that_of_the_plan(worthwhile: bool | None, mo
         ("12.5", ""),
         ("70 %", "60 to 80"),
     ]
+
+
+def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
+    found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
+    assert (found.mood, found.headline) == ("good", "Pin it, at 7.8 KiB of VRAM")
+    assert found.sentences == ("Pin the hot set.", "Nobody measured the drive.")
+    assert found.changes == ("A slower card.",)
+    assert [(one.value, one.interval) for one in found.figures] == [
+        ("+100 %", "90 to 110"),
+        ("40.0", "36.0 to 44.0"),
+        ("20.0", "18.0 to 22.0"),
+        ("80 %", "72 to 88"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "mood"), [("cache it", "good"), ("don't bother", "bad"), ("cannot tell", "open")]
+)
+def test_every_answer_has_its_mood(answer: str, mood: str) -> None:
+    advice = make_advice(finding=Finding(answer, None, "So it is.", ()), hardware=None)
+    found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=advice))
+    assert (found.mood, found.sentences[0]) == (mood, "So it is.")
+    assert found.figures[1].value == "40.0"  # without a recommendation, the fastest of this world
+
+
+def test_strategies_stand_with_their_figures() -> None:
+    section = strategies_section(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
+    decode = section.tables[0]
+    shown = {row[0].value: [(cell.text, cell.note) for cell in row[1:]] for row in decode.rows}
+    assert shown["cache"] == [
+        ("30.0", "27.0 to 33.0"),
+        ("+50 %", "45 to 55"),
+        ("70 %", "63 to 77"),
+        ("4", ""),
+        ("2.0 KiB", ""),
+    ]
+    assert [row[1].shade for row in decode.rows] == [0.2, 0.4, 0.8, 0.6, 1.0]
+    text = " ".join(section.prose)
+    assert "from a decode hit rate of 60 %; a cache, which copies what it misses, from 65 %" in text
+    assert "more than 12.5 prompt tokens per reply token" in text
+    assert "pays: +3.0 % [1.0 to 5.0] in decode, and 4.0 KiB to copy" in text
+    lines = section.charts[0].data["panels"][0]["lines"]
+    assert [line["y"][0] for line in lines] == [10, 20, 40, 30, 50]
 
 
 def test_a_plan_of_another_model_is_refused() -> None:

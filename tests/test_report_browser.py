@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import Browser, make_inputs, open_browser, skewed_counts
+from browsing import Browser, open_browser
 from builders import make_counts, make_metadata
+from paging import make_advice, make_inputs, skewed_counts
 from planning import N, R, V, make_placement
 from test_report import ATTACK
 
@@ -44,7 +45,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = make_counts(counts, counts)
     tiers = tuple(tuple([V] * 40 + [R] * 80 + [N] * 8) for _ in range(48))
     inputs = make_inputs(
-        cells, make_metadata(cells.shape, cells.domains), placement=make_placement(tiers)
+        cells,
+        make_metadata(cells.shape, cells.domains),
+        placement=make_placement(tiers),
+        advice=make_advice(),
     )
     return _written(tmp_path_factory.mktemp("large"), inputs)
 

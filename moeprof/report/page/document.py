@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -22,6 +23,7 @@ from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.layers import layers_section
 from moeprof.report.page.parts import Section
 from moeprof.report.page.placement import placement_section
+from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
 from moeprof.units import format_size
 
@@ -46,6 +48,7 @@ _WORDS = (
     ("floor", "in-sample coverage had as many choices been drawn evenly: chance"),
     ("tier", "where weights live: vram, ram or nvme"),
 )
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|×|[KMGT]?i?B\b|tokens/s)")
 _SIGNIFICANT = 5  # digits of a number in a chart: finer than a screen can show
 
 
@@ -89,6 +92,7 @@ def page_sections(inputs: PageInputs) -> tuple[Section, ...]:
         coverage_section(inputs),
         heat_map_section(inputs),
         domains_section(inputs),
+        strategies_section(inputs),
         placement_section(inputs),
         layers_section(inputs),
         about_section(inputs),
@@ -101,9 +105,17 @@ def _environment() -> Environment:
         autoescape=True,
         loader=FunctionLoader(lambda name: _asset(f"assets/{name}")),
         undefined=StrictUndefined,
+        finalize=_unbroken,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _unbroken(value: object) -> object:
+    """Text in which no line ends between a number and its unit."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _BEFORE_UNIT.sub("\u00a0", value)
+    return value
 
 
 @cache

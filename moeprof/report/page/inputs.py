@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from moeprof.analyze import OVERALL, Analysis
 from moeprof.errors import PlacementError
 from moeprof.placement import Placement
+from moeprof.plan.advice import Advice
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.schema import TraceMetadata
 
@@ -21,12 +22,14 @@ class PageInputs:
         cells: counts of the trace.
         analysis: of the trace, every phase apart.
         placement: the plan to show.
+        advice: what each strategy does at a budget.
     """
 
     metadata: TraceMetadata
     cells: CellCounts
     analysis: Analysis
     placement: Placement | None = None
+    advice: Advice | None = None
 
     def __post_init__(self) -> None:
         if self.placement is None:

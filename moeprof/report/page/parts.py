@@ -115,18 +115,47 @@ def between(low: float, high: float) -> str:
     if np.isnan(low) or np.isnan(high):
         return ""
     digits = 0 if min(low, high) >= 0.0995 and high - low >= 0.01 else 1
-    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+    return _from_to(100 * low, 100 * high, digits)
 
 
-def estimate_cell(estimate: Estimate | None, digits: int = 1) -> Cell:
-    """A figure with its interval; a dash without one."""
-    if estimate is None:
-        return Cell(UNKNOWN)
+def _from_to(low: float, high: float, digits: int) -> str:
+    """Both ends of an interval; empty where they look the same."""
+    ends = [f"{end:,.{digits}f}" for end in (low, high)]
+    return "" if ends[0] == ends[1] else " to ".join(ends)
+
+
+def estimate_text(estimate: Estimate, digits: int | None = None) -> tuple[str, str]:
+    """A figure and its interval as texts; three digits or more unless told.
+
+    The interval is empty where it is not known, or narrower than can be seen.
+    """
+    if digits is None:
+        digits = 0 if abs(estimate.value) >= 100 else 1 if abs(estimate.value) >= 10 else 2
     text = f"{estimate.value:,.{digits}f}"
     if estimate.low is None or estimate.high is None:
-        return Cell(text, estimate.value)
-    note = f"{estimate.low:,.{digits}f} to {estimate.high:,.{digits}f}"
-    return Cell(text, estimate.value, note)
+        return text, ""
+    return text, _from_to(estimate.low, estimate.high, digits)
+
+
+def estimate_cell(estimate: Estimate | None, most: float | None = None) -> Cell:
+    """A figure with its interval; a dash without one.
+
+    Args:
+        estimate: the figure.
+        most: the figure whose bar would fill the cell; None for no bar.
+    """
+    if estimate is None:
+        return Cell(UNKNOWN)
+    text, note = estimate_text(estimate)
+    return Cell(text, estimate.value, note, estimate.value / most if most else None)
+
+
+def estimated_share(estimate: Estimate | None) -> Cell:
+    """A share as percent with its interval; a dash without one."""
+    if estimate is None:
+        return Cell(UNKNOWN)
+    low, high = (np.nan if end is None else end for end in (estimate.low, estimate.high))
+    return share_cell(estimate.value, low, high)
 
 
 def phase_words(phase: str) -> str:

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from moeprof.placement import PhasePrediction, Placement, Prediction, Tier
+from moeprof.placement import Placement, Tier
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import (
-    UNKNOWN,
     Cell,
     Chart,
     Column,
@@ -13,9 +12,11 @@ from moeprof.report.page.parts import (
     Table,
     absent,
     estimate_cell,
+    estimated_share,
     share_cell,
 )
-from moeprof.report.placement_tables import placement_title
+from moeprof.report.tables import percent
+from moeprof.trace.schema import PHASES
 from moeprof.units import format_size
 
 _KEY, _TITLE = "placement", "Placement"
@@ -31,8 +32,6 @@ def placement_section(inputs: PageInputs) -> Section:
             "No plan was given, so nothing is said on where each expert should live; make one with "
             "moeprof plan TRACE --model MODEL --vram SIZE -o PLAN, and name it with --plan PLAN.",
         )
-    title = placement_title(placement)
-    held = f"{title[0].upper()}{title[1:]}."
     prose = [
         f"Of a budget of {format_size(placement.budget.total_bytes)} of VRAM, "
         f"{format_size(placement.budget.experts_available_bytes)} remain for experts. Solved for "
@@ -53,59 +52,65 @@ def placement_section(inputs: PageInputs) -> Section:
     chart = Chart(
         "placement", "tiers", "Map of layers and experts by the tier that holds them", data
     )
-    tables = (_predictions(placement), _tiers(placement), _budget(placement))
-    return Section(_KEY, _TITLE, held, tuple(prose), (chart,), tables)
+    predicted = [
+        _predictions(placement, phase, folded=index > 0)
+        for index, phase in enumerate(reversed(PHASES))
+    ]
+    tables = (*filter(None, predicted), _tiers(placement), _budget(placement))
+    return Section(_KEY, _TITLE, _finding(placement), tuple(prose), (chart,), tables)
+
+
+def _finding(placement: Placement) -> str:
+    vram = sum(layer.num_experts_in(Tier.VRAM) for layer in placement.layers)
+    held = f"VRAM holds {vram:,} of {placement.tier_of.size:,} experts"
+    phases = [(phase, placement.predicted.phase(phase)) for phase in PHASES]
+    served = [
+        f"{percent(predicted.coverage.value)} of {phase}"
+        for phase, predicted in phases
+        if predicted is not None and predicted.coverage is not None
+    ]
+    return f"{held} and serves {' and '.join(served)} on new text." if served else f"{held}."
 
 
 def _gap(gap: float) -> str:
     return ", proven optimal" if gap == 0 else f", at most {100 * gap:.2g} % short of the optimum"
 
 
-def _predictions(placement: Placement) -> Table:
-    """The plan beside the baselines: coverage and, with a machine, tokens/s."""
+def _predictions(placement: Placement, phase: str, folded: bool) -> Table | None:
+    """The plan beside the baselines in one phase: coverage and, with a machine, tokens/s."""
     entries = [("this plan", "", placement.predicted)]
     entries += [(one.name, one.description, one.predicted) for one in placement.baselines]
+    found = [(name, text, made.phase(phase)) for name, text, made in entries]
+    known = [(name, text, entry) for name, text, entry in found if entry is not None]
+    if not known:
+        return None
+    speeds = [entry.tokens_per_s.value for _, _, entry in known if entry.tokens_per_s is not None]
     columns = [
         Column("placement", numeric=False),
-        Column("phase", numeric=False),
+        Column("tokens/s", "predicted, of one sequence"),
         Column("held-out", "percent of choices served from VRAM on new text"),
         Column("in-sample", "the same on the text the placement was chosen on"),
         Column("floor", "the same had routing been even"),
     ]
-    if placement.hardware is not None:
-        columns.append(Column("tokens/s", "predicted, of one sequence"))
+    if not speeds:
+        columns.pop(1)
     rows = []
-    for name, description, prediction in entries:
-        for phase, predicted in _phases(prediction):
-            cells = [
-                Cell(name.replace("_", " "), name, description),
-                Cell(phase),
-                _coverage(predicted),
-                share_cell(predicted.in_sample_coverage),
-                share_cell(_or_nan(predicted.uniform_floor)),
-                estimate_cell(predicted.tokens_per_s),
-            ]
-            rows.append(tuple(cells[: len(columns)]))
+    for name, description, entry in known:
+        floor = entry.uniform_floor
+        cells = [
+            Cell(name.replace("_", " "), name, description),
+            estimate_cell(entry.tokens_per_s, max(speeds, default=None)),
+            estimated_share(entry.coverage),
+            share_cell(entry.in_sample_coverage),
+            share_cell(np.nan if floor is None else floor),
+        ]
+        if not speeds:
+            cells.pop(1)
+        rows.append(tuple(cells))
     machine = placement.hardware
-    priced = "" if machine is None else f"; tokens/s on {machine.name} ({machine.source})"
-    caption = f"The plan and simpler placements in as much VRAM{priced}"
-    return Table(caption, tuple(columns), tuple(rows))
-
-
-def _coverage(predicted: PhasePrediction) -> Cell:
-    known = predicted.coverage
-    if known is None:
-        return Cell(UNKNOWN)
-    return share_cell(known.value, _or_nan(known.low), _or_nan(known.high))
-
-
-def _or_nan(value: float | None) -> float:
-    return np.nan if value is None else value
-
-
-def _phases(prediction: Prediction) -> list[tuple[str, PhasePrediction]]:
-    both = (("prefill", prediction.prefill), ("decode", prediction.decode))
-    return [(phase, predicted) for phase, predicted in both if predicted is not None]
+    priced = f"; tokens/s on {machine.name} ({machine.source})" if machine and speeds else ""
+    caption = f"{phase}: the plan and simpler placements in as much VRAM{priced}"
+    return Table(caption, tuple(columns), tuple(rows), folded=folded)
 
 
 def _tiers(placement: Placement) -> Table:

@@ -5,9 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeprof.placement import Estimate, Placement
+from moeprof.plan.advice import (
+    CANNOT_TELL,
+    DO_NOT_BOTHER,
+    ORACLE,
+    WHOLE_LAYERS,
+    Advice,
+    StrategyOutcome,
+)
 from moeprof.report.page.coverage import row_at_share
 from moeprof.report.page.inputs import PageInputs
-from moeprof.report.page.parts import UNKNOWN, between
+from moeprof.report.page.parts import UNKNOWN, between, estimate_text, estimated_share
+from moeprof.report.page.strategies import signed_percent, strategy_words
 from moeprof.report.tables import percent
 from moeprof.units import format_size
 
@@ -30,16 +39,20 @@ class Verdict:
         headline: a few words.
         sentences: the reasons, and what is missing for more.
         figures: two to four numbers.
+        changes: what would make it another one, a sentence each.
     """
 
     mood: str
     headline: str
     sentences: tuple[str, ...]
     figures: tuple[Figure, ...]
+    changes: tuple[str, ...] = ()
 
 
 def verdict(inputs: PageInputs) -> Verdict:
-    """From the plan where there is one, else from coverage alone."""
+    """From the advice where there is some, else from the plan, else from coverage alone."""
+    if inputs.advice is not None:
+        return _of_advice(inputs.advice)
     if inputs.placement is not None:
         return _of_plan(inputs, inputs.placement)
     return _of_coverage(inputs)
@@ -91,6 +104,49 @@ def _coverage_figures(inputs: PageInputs) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
+def _of_advice(advice: Advice) -> Verdict:
+    finding = advice.finding
+    mood = {DO_NOT_BOTHER: "bad", CANNOT_TELL: "open"}.get(finding.answer, "good")
+    budget = format_size(advice.budget.total_bytes)
+    headline = f"{finding.answer[0].upper()}{finding.answer[1:]}, at {budget} of VRAM"
+    sentences = (finding.sentence, *advice.missing)
+    return Verdict(mood, headline, sentences, _advice_figures(advice), finding.would_change)
+
+
+def _advice_figures(advice: Advice) -> tuple[Figure, ...]:
+    """Of what is recommended, or else did best: gain, speed and hit rate, beside whole layers."""
+    tried = [one for one in advice.strategies if one.decode is not None and one.name != ORACLE]
+    chosen = advice.strategy(advice.finding.strategy or "")
+    if chosen is None or chosen.decode is None:
+        chosen = max(tried, key=_speed_or_hits, default=None)
+    if chosen is None or chosen.decode is None:
+        return ()
+    name, own = strategy_words(chosen), chosen.decode
+    figures = []
+    if own.gain is not None:
+        gain = signed_percent(own.gain)
+        figures.append(Figure(*gain, f"tokens/s in decode with {name}, over whole layers"))
+    if own.tokens_per_s is not None:
+        figures.append(_speed(f"tokens/s in decode with {name}", own.tokens_per_s))
+    baseline = advice.strategy(WHOLE_LAYERS)
+    if baseline is not None and baseline.decode is not None and baseline is not chosen:
+        speed = baseline.decode.tokens_per_s
+        if speed is not None:
+            figures.append(_speed("tokens/s with the best split by whole layers", speed))
+    if own.hit_rate is not None:
+        cell = estimated_share(own.hit_rate)
+        figures.append(
+            Figure(cell.text, cell.note, f"of decode on new text found in VRAM by {name}")
+        )
+    return tuple(figures)
+
+
+def _speed_or_hits(one: StrategyOutcome) -> float:
+    outcome = one.decode
+    known = None if outcome is None else outcome.tokens_per_s or outcome.hit_rate
+    return -np.inf if known is None else known.value
+
+
 def _of_plan(inputs: PageInputs, placement: Placement) -> Verdict:
     judged = placement.verdict
     budget = format_size(placement.budget.total_bytes)
@@ -131,8 +187,4 @@ def _plan_figures(inputs: PageInputs, placement: Placement) -> tuple[Figure, ...
 
 
 def _speed(name: str, estimate: Estimate) -> Figure:
-    digits = 0 if estimate.value >= 100 else 1
-    interval = ""
-    if estimate.low is not None and estimate.high is not None:
-        interval = f"{estimate.low:,.{digits}f} to {estimate.high:,.{digits}f}"
-    return Figure(f"{estimate.value:,.{digits}f}", interval, name)
+    return Figure(*estimate_text(estimate), name)

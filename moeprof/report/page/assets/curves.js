@@ -61,7 +61,8 @@ function curveOption(data, panel) {
 function scale(axis) {
   const format = units[axis.unit];
   const shares = axis.unit === "percent" ? { min: 0, max: 1, interval: 0.2 } : {};
-  return { type: axis.log ? "log" : "value", logBase: 2, ...shares, ...(axis.range || {}), axisLabel: { ...axisStyle().axisLabel, formatter: format, hideOverlap: true } };
+  const tight = axis.tight ? { min: "dataMin", max: "dataMax" } : {};
+  return { type: axis.log ? "log" : "value", logBase: 2, ...shares, ...tight, axisLabel: { ...axisStyle().axisLabel, formatter: format, hideOverlap: true } };
 }
 
 function lineSeries(line, panel) {
