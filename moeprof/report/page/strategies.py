@@ -62,10 +62,9 @@ def strategies_section(inputs: PageInputs) -> Section:
         *_break_even(advice),
         *_domain_sets(advice),
     ]
-    charts = tuple(chart for phase in ("decode", "prefill") for chart in _sweep(advice, phase))
     tables = [_table(advice, phase, folded=phase == "prefill") for phase in ("decode", "prefill")]
     found = tuple(table for table in tables if table is not None)
-    return Section(_KEY, _TITLE, _finding(advice), tuple(prose), charts, found)
+    return Section(_KEY, _TITLE, _finding(advice), tuple(prose), _sweep(advice), found)
 
 
 def _finding(advice: Advice) -> str:
@@ -195,38 +194,40 @@ def _domain_sets(advice: Advice) -> list[str]:
     ]
 
 
-def _sweep(advice: Advice, phase: str) -> list[Chart]:
-    """Tokens/s over VRAM, or hit rates where nothing is priced."""
-    if len(advice.sweep) < 2:
-        return []
-    x = [point.vram_bytes for point in advice.sweep]
+def _sweep(advice: Advice) -> tuple[Chart, ...]:
+    """Tokens/s over VRAM, or hit rates where nothing is priced; a panel for each phase."""
+    panels = [_sweep_panel(advice, phase) for phase in ("decode", "prefill")]
+    drawn = [panel for panel in panels if panel["lines"] and len(panel["x"]) > 1]
+    if not drawn:
+        return ()
+    priced = advice.hardware is not None
+    unit = "rate" if priced else "percent"
+    data: dict[str, Any] = {
+        "x": {"name": "VRAM for everything", "unit": "bytes", "log": True, "tight": True},
+        "y": {"name": "tokens/s" if priced else "hit rate", "unit": unit},
+        "mark": {"x": advice.budget.total_bytes, "name": "this budget"},
+        "panels": drawn,
+    }
+    return (Chart("sweep", "curves", "Each strategy over VRAM", data),)
+
+
+def _sweep_panel(advice: Advice, phase: str) -> dict[str, Any]:
     outcomes: dict[str, list[Estimate | None]] = {}
     names: dict[str, str] = {}
-    priced = advice.hardware is not None
     for index, point in enumerate(advice.sweep):
         for one in point.strategies:
-            outcome = one.phase(phase)
             names[one.name] = strategy_words(one)
-            values = outcomes.setdefault(one.name, [None] * len(x))
+            values = outcomes.setdefault(one.name, [None] * len(advice.sweep))
+            outcome = one.phase(phase)
             if outcome is not None:
-                values[index] = outcome.tokens_per_s if priced else outcome.hit_rate
+                values[index] = outcome.tokens_per_s if advice.hardware else outcome.hit_rate
     lines = [
         {"name": names[name], "role": _ROLES.get(name, "4"), **_line(values)}
         for name, values in outcomes.items()
         if any(value is not None for value in values)
     ]
-    if not lines:
-        return []
-    data: dict[str, Any] = {
-        "x": {"name": "VRAM for everything", "unit": "bytes", "log": True, "tight": True},
-        "y": {
-            "name": "tokens/s" if priced else "hit rate",
-            "unit": "rate" if priced else "percent",
-        },
-        "mark": {"x": advice.budget.total_bytes, "name": "this budget"},
-        "panels": [{"title": f"{phase} over VRAM", "x": x, "lines": lines}],
-    }
-    return [Chart(f"sweep-{phase}", "curves", f"Each strategy in {phase} over VRAM", data)]
+    x = [point.vram_bytes for point in advice.sweep]
+    return {"title": f"{phase} over VRAM", "x": x, "lines": lines}
 
 
 def _line(values: list[Estimate | None]) -> dict[str, list[float]]:
