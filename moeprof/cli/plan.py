@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moeprof.cli.machine import GpuName, Hardware, NvmeClass, RamName, machine
 from moeprof.cli.options import Force, Json, Seed, TraceArgument, table_console
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ def plan(
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Sequences the KV cache must hold.")
     ] = 1,
-    hardware: Annotated[
-        Path | None, typer.Option(help="Hardware profile; without one no speed is predicted.")
-    ] = None,
+    hardware: Hardware = None,
+    gpu: GpuName = None,
+    ram: RamName = None,
+    nvme: NvmeClass = None,
     phase: Annotated[
         str | None,
         typer.Option(
@@ -59,14 +61,14 @@ def plan(
     r"""Decide which experts live in VRAM under one budget, and say what to expect.
 
     The budget is for everything: weights outside the experts, KV cache, workspace and device
-    context; what remains is for experts. No weights are loaded.
+    context; what remains is for experts. No weights are loaded. Speed is predicted for a machine:
+    a measured one (--hardware), or one from data sheets (--gpu and --ram).
 
     Example:
         moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 \
             --device-context 0 -o plan.json
     """
     from moeprof.checkpoint.facts import model_facts
-    from moeprof.hardware import read_hardware
     from moeprof.native.reference import BLOCK_BYTES
     from moeprof.placement import check_free, placement_text, write_placement, write_whole
     from moeprof.plan import PHASE_CHOICES, PlanRequest
@@ -83,7 +85,7 @@ def plan(
         raise typer.BadParameter(f"{output} cannot hold both manifest and picture; name it .json")
     check_free(output, force)
     check_free(picture, force)
-    profile = None if hardware is None else read_hardware(hardware)
+    profile = machine(hardware, gpu, ram, nvme)
     request = PlanRequest(
         vram_bytes=parse_size(vram),
         context_tokens=context,
