@@ -5,7 +5,19 @@ from collections.abc import Iterator, Sequence
 from moeprof.analyze.sample import Sample
 from moeprof.analyze.settings import BOTH_PHASES, OVERALL
 from moeprof.trace.counts import CellCounts
+from moeprof.trace.origin import UNSAID
+from moeprof.trace.reader import Trace
 from moeprof.trace.schema import PHASES
+
+
+def notes_on_origin(trace: Trace | CellCounts) -> Iterator[str]:
+    """What the source of an imported trace does not say and the numbers depend on."""
+    origin = trace.metadata.origin if isinstance(trace, Trace) else None
+    if origin is None:
+        return
+    for word in ("phase", "documents", "assignments"):
+        if word in origin.missing:
+            yield f"Imported from {origin.format}, which does not say {UNSAID[word]}."
 
 
 def notes_on_samples(cells: CellCounts, samples: Sequence[Sample]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from moeprof.analyze import frames
 from moeprof.analyze.document import to_json
-from moeprof.analyze.notes import notes_on_samples
+from moeprof.analyze.notes import notes_on_origin, notes_on_samples
 from moeprof.analyze.sample import Sample
 from moeprof.analyze.settings import OVERALL, SHARES, AnalysisSettings
 from moeprof.errors import TraceError
@@ -97,7 +97,7 @@ def analyze(trace: Trace | CellCounts, settings: AnalysisSettings | None = None)
         transfer=moved,
         concentration=frames.concentration_frame(samples),
         skew=_stacked(frames.skew_frame, samples),
-        notes=tuple(notes_on_samples(cells, samples)),
+        notes=(*notes_on_origin(trace), *notes_on_samples(cells, samples)),
     )
 
 
