@@ -60,6 +60,36 @@ def replay_optimum(
     capacities: NDArray[np.int64],
     is_scored: NDArray[np.uint8],
 ) -> _Outcomes: ...
+def lag_overlap(
+    experts: NDArray[np.uint16],
+    runs: NDArray[np.int64],
+    groups: NDArray[np.uint32],
+    num_groups: int,
+    num_experts: int,
+    max_lag: int,
+) -> NDArray[np.int64]: ...
+def pair_counts(
+    first: NDArray[np.uint16],
+    second: NDArray[np.uint16],
+    groups: NDArray[np.uint32],
+    num_groups: int,
+    num_experts: int,
+) -> NDArray[np.int64]: ...
+def candidate_ranks(
+    given: NDArray[np.uint16],
+    chosen: NDArray[np.uint16],
+    evidence: NDArray[np.float32],
+    tables: NDArray[np.uint32],
+    groups: NDArray[np.uint32],
+    num_groups: int,
+) -> NDArray[np.int64]: ...
+def chosen_pairs(
+    experts: NDArray[np.uint16],
+    marked: NDArray[np.uint8],
+    tables: NDArray[np.uint32],
+    groups: NDArray[np.uint32],
+    num_groups: int,
+) -> NDArray[np.int64]: ...
 def paths() -> list[str]: ...
 def expert_bytes(hidden_size: int, width: int, weight_format: str, has_biases: bool) -> int: ...
 def pack_rows(stored: NDArray[np.uint8], weight_format: str) -> NDArray[np.uint8]: ...

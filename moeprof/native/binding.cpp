@@ -73,4 +73,5 @@ NB_MODULE(_core, m) {
     moeprof::bind_answerer(m);
     moeprof::bind_loading(m);
     moeprof::bind_policies(m);
+    moeprof::bind_tokens(m);
 }
