@@ -11,7 +11,7 @@ from moeprof.trace.schema import PHASES
 
 
 def notes_on_origin(trace: Trace | CellCounts) -> Iterator[str]:
-    """What the source of an imported trace does not say and the numbers depend on."""
+    """What the source of an imported trace does not say and these numbers depend on."""
     origin = trace.metadata.origin if isinstance(trace, Trace) else None
     if origin is None:
         return

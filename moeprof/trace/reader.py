@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,40 +14,19 @@ from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
-from moeprof.trace import schema
+from moeprof.trace import columns, schema
+from moeprof.trace.columns import LayerRouting, Tokens
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.counts_only import verify_counts
 from moeprof.trace.origin import UNSAID
 from moeprof.trace.tally import PARTS_KEY, Tally
 
-_RESTORE = "restore the file, or trace the corpus anew"
 _RECOUNT = "delete the file; the parts are then counted instead"
 _IMPORT = "import it anew, or use a trace recorded by moeprof trace"
 _IMPORT_WITH = {
     "fingerprint": "import it anew with --model MODEL, the checkpoint that it is of",
     "phase": "import it anew with --phase prefill or --phase decode, if it is of one phase",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRouting:
-    """What one layer routed, one entry per token, in document order.
-
-    Attributes:
-        sequence: [T] uint32.
-        position: [T] uint32.
-        token_id: [T] uint32.
-        phase: [T] uint8, index into `PHASES`.
-        experts: [T, K] uint16 in rank order, `NO_EXPERT` where a slot is empty.
-        weights: [T, K] float16, or None when the trace has none.
-    """
-
-    sequence: NDArray[np.uint32]
-    position: NDArray[np.uint32]
-    token_id: NDArray[np.uint32]
-    phase: NDArray[np.uint8]
-    experts: NDArray[np.uint16]
-    weights: NDArray[np.float16] | None
 
 
 class Trace:
@@ -157,7 +134,7 @@ class Trace:
         phase = pd.Categorical(frame["phase"], categories=list(schema.PHASES)).codes
         row = row_of_layer[frame["layer"].to_numpy(np.int64)]
         counts[index, phase, row, frame["expert"].to_numpy(np.int64)] = frame["assignments"]
-        return CellCounts(shape, self.domains, kept // size, counts)
+        return CellCounts(shape, self.domains, kept // size, counts, kept % size)
 
     def routing(self, layer: int, domain: str | None = None) -> LayerRouting:
         """What `layer` routed in one domain (None: all), read without the other layers.
@@ -168,7 +145,49 @@ class Trace:
         if layer not in self.shape.moe_layers:
             raise ValueError(f"layer {layer}, expected one of {self.shape.moe_layers}")
         table = self._table(domain, [layer])
-        return _layer_routing(table, self.shape.top_k)
+        return columns.layer_routing(table, self.shape.top_k)
+
+    def tokens(self, domain: str | None = None) -> Tokens:
+        """The tokens of one domain (None: all), in the order of the rows of `experts`.
+
+        Raises:
+            ValueError: the trace has no such domain.
+            TraceError: the trace has counts alone.
+        """
+        shape = {"domain": np.uint16, "sequence": np.uint32, "position": np.uint32}
+        found = {name: [np.zeros(0, kind)] for name, kind in (shape | {"phase": np.uint8}).items()}
+        for part, file in self._files(domain):
+            where = self.path / part.path
+            if sorted(columns.layers_of(file, where)) != list(self.shape.moe_layers):
+                raise TraceError(f"{where}: has not one row group for each layer", columns.RESTORE)
+            wanted = ["sequence", "position", "phase"]
+            table = columns.read_groups(file, [0], where, wanted)
+            found["domain"].append(np.full(len(table), self.domains.index(part.domain), np.uint16))
+            found["sequence"].append(columns.numbers(table["sequence"]))
+            found["position"].append(columns.numbers(table["position"]))
+            found["phase"].append(columns.phase_numbers(table["phase"]))
+        return Tokens(**{name: np.concatenate(arrays) for name, arrays in found.items()})
+
+    def experts(self, layer: int, domain: str | None = None) -> NDArray[np.uint16]:
+        """The experts alone of `routing`, which is read much faster.
+
+        Returns:
+            [T, K] uint16 in rank order, `NO_EXPERT` where a slot is empty.
+
+        Raises:
+            ValueError: the model has no such MoE layer, or the trace no such domain.
+            TraceError: the trace has counts alone.
+        """
+        if layer not in self.shape.moe_layers:
+            raise ValueError(f"layer {layer}, expected one of {self.shape.moe_layers}")
+        top_k = self.shape.top_k
+        found = [np.zeros((0, top_k), np.uint16)]
+        for part, file in self._files(domain):
+            where = self.path / part.path
+            index = columns.layers_of(file, where).index(layer)
+            table = columns.read_groups(file, [index], where, ["experts"])
+            found.append(columns.lists(table["experts"], top_k))
+        return np.concatenate(found)
 
     def rows(
         self,
@@ -216,7 +235,7 @@ class Trace:
             except ValueError as error:
                 layer = self.shape.moe_layers[row]
                 where = f"{self.path / part.path}: layer {layer}"
-                raise TraceError(f"{where}: {error}", _RESTORE) from error
+                raise TraceError(f"{where}: {error}", columns.RESTORE) from error
         return tally
 
     def verify(self) -> None:
@@ -233,7 +252,7 @@ class Trace:
                 if file_digest(stream, "sha256").hexdigest() != part.sha256:
                     raise TraceError(
                         f"{self.path / part.path}: content differs from its hash in trace.json",
-                        _RESTORE,
+                        columns.RESTORE,
                     )
         tally = self.tally()
         tally.check(self.metadata)
@@ -250,33 +269,36 @@ class Trace:
     def _layers_of_parts(self) -> Iterator[tuple[schema.Part, int, LayerRouting]]:
         for part in self.metadata.parts:
             file = self._open(part)
-            for index, layer in enumerate(_layers_of(file, self.path / part.path)):
+            for index, layer in enumerate(columns.layers_of(file, self.path / part.path)):
                 if layer not in self.shape.moe_layers:
                     where = self.path / part.path
-                    raise TraceError(f"{where}: layer {layer} is no MoE layer", _RESTORE)
+                    raise TraceError(f"{where}: layer {layer} is no MoE layer", columns.RESTORE)
                 row = self.shape.moe_layers.index(layer)
-                table = _read(file, [index], self.path / part.path)
-                yield part, row, _layer_routing(table, self.shape.top_k)
+                table = columns.read_groups(file, [index], self.path / part.path)
+                yield part, row, columns.layer_routing(table, self.shape.top_k)
 
-    def _table(self, domain: str | None, layers: Sequence[int] | None) -> pa.Table:
+    def _files(self, domain: str | None) -> Iterator[tuple[schema.Part, pq.ParquetFile]]:
+        """The parts of one domain (None: all) and their files."""
         if domain is not None and domain not in self.domains:
             raise ValueError(f"domain {domain!r}, expected one of {', '.join(self.domains)}")
         self.require("rows", "its rows cannot be read")
+        for part in self.metadata.parts:
+            if domain is None or part.domain == domain:
+                yield part, self._open(part)
+
+    def _table(self, domain: str | None, layers: Sequence[int] | None) -> pa.Table:
         unknown = set(layers or ()) - set(self.shape.moe_layers)
         if unknown:
             raise ValueError(f"layers {sorted(unknown)}, expected some of {self.shape.moe_layers}")
         tables = []
-        for part in self.metadata.parts:
-            if domain is not None and part.domain != domain:
-                continue
+        for part, file in self._files(domain):
             where = self.path / part.path
-            file = self._open(part)
             wanted = [
                 index
-                for index, layer in enumerate(_layers_of(file, where))
+                for index, layer in enumerate(columns.layers_of(file, where))
                 if layers is None or layer in layers
             ]
-            table = _read(file, wanted, where).replace_schema_metadata(None)
+            table = columns.read_groups(file, wanted, where).replace_schema_metadata(None)
             name = pa.DictionaryArray.from_arrays(
                 pa.array(np.zeros(len(table), np.int16)), [part.domain]
             )
@@ -313,15 +335,20 @@ class Trace:
         try:
             file = pq.ParquetFile(path, pre_buffer=False)
         except FileNotFoundError as error:
-            raise TraceError(f"{path}: missing, but listed in trace.json", _RESTORE) from error
+            raise TraceError(
+                f"{path}: missing, but listed in trace.json", columns.RESTORE
+            ) from error
         except (OSError, pa.ArrowInvalid) as error:
-            raise TraceError(f"{path}: not a readable Parquet file ({error})", _RESTORE) from error
+            raise TraceError(
+                f"{path}: not a readable Parquet file ({error})", columns.RESTORE
+            ) from error
         if not file.schema_arrow.equals(self._row_schema):
             difference = schema.columns_difference(file.schema_arrow, self._row_schema)
-            raise TraceError(f"{path}: {difference}", _RESTORE)
+            raise TraceError(f"{path}: {difference}", columns.RESTORE)
         if file.metadata.num_rows != part.rows:
             raise TraceError(
-                f"{path}: {file.metadata.num_rows} rows, trace.json says {part.rows}", _RESTORE
+                f"{path}: {file.metadata.num_rows} rows, trace.json says {part.rows}",
+                columns.RESTORE,
             )
         return file
 
@@ -355,42 +382,3 @@ def open_trace(path: str | Path) -> Trace:
 def _in_order(counts: pd.DataFrame) -> pd.DataFrame:
     keys = ["domain", "document_group", "phase", "layer", "expert"]
     return counts.astype(dict.fromkeys(keys, str)).sort_values(keys, ignore_index=True)
-
-
-def _layers_of(file: pq.ParquetFile, where: Path) -> list[int]:
-    """The layer of each row group, from its statistics."""
-    column = file.schema_arrow.names.index("layer")
-    layers = []
-    for index in range(file.num_row_groups):
-        statistics = file.metadata.row_group(index).column(column).statistics
-        if statistics is None or statistics.min != statistics.max:
-            raise TraceError(f"{where}: row group {index} is not of a single layer", _RESTORE)
-        layers.append(int(statistics.min))
-    return layers
-
-
-def _read(file: pq.ParquetFile, row_groups: list[int], where: Path) -> pa.Table:
-    try:
-        return file.read_row_groups(row_groups)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise TraceError(f"{where}: damaged ({error})", _RESTORE) from error
-
-
-def _layer_routing(table: pa.Table, top_k: int) -> LayerRouting:
-    def column(name: str) -> NDArray[Any]:
-        array: NDArray[Any] = table[name].combine_chunks().to_numpy(zero_copy_only=False)
-        return array
-
-    def lists(name: str) -> NDArray[Any]:
-        values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy()
-        return values.reshape(-1, top_k)
-
-    phase = pa.compute.equal(table["phase"].cast(pa.string()), schema.PHASES[1])
-    return LayerRouting(
-        sequence=column("sequence"),
-        position=column("position"),
-        token_id=column("token_id"),
-        phase=phase.combine_chunks().to_numpy(zero_copy_only=False).astype(np.uint8),
-        experts=lists("experts"),
-        weights=lists("weights") if "weights" in table.column_names else None,
-    )
