@@ -4,7 +4,7 @@ from pathlib import Path
 
 from moeprof.checkpoint.memory import kv_cache_bytes, workspace_bytes
 from moeprof.checkpoint.modules import find_moe_layers
-from moeprof.checkpoint.packed_shape import packed_shape
+from moeprof.checkpoint.packed_shape import PackableExperts
 from moeprof.checkpoint.reader import Checkpoint, read_checkpoint
 from moeprof.checkpoint.skeleton import build_skeleton, load_config
 from moeprof.plan import ModelFacts, PlanRequest
@@ -38,4 +38,4 @@ def _expert_bytes(checkpoint: Checkpoint, weight_format: str | None) -> tuple[in
     if weight_format is None:
         return checkpoint.shape.expert_bytes
     modules = find_moe_layers(build_skeleton(load_config(checkpoint.path)))
-    return tuple(packed_shape(experts, weight_format).num_bytes for experts in modules)
+    return tuple(PackableExperts.of(experts, weight_format).shape.num_bytes for experts in modules)

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from moeprof.cli.options import Json, Seed, read_text
-from moeprof.cli.progress import LoadBars
+from moeprof.cli.progress import load_shown
 from moeprof.errors import MoeprofError
 
 if TYPE_CHECKING:
     from moeprof.placement import Placement
-    from moeprof.runtime import LoadedModel, LoadOptions, RunReport, Sampling, Session
+    from moeprof.runtime import LoadOptions, RunReport, Sampling, Session
 
 
 def run(
@@ -116,7 +116,7 @@ def run(
     else:
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         text = prompt if prompt_file is None else read_text(prompt_file, "--prompt-file")
-        session = Session(_load(plan, model, options, quiet=as_json), compiled=not no_compile)
+        session = Session(load_shown(plan, model, options, quiet=as_json), compiled=not no_compile)
         for note in session.sequence.notes:
             typer.echo(f"note: {note}", err=True)
         if text is None:
@@ -130,16 +130,6 @@ def run(
         raise typer.Exit(1)
 
 
-def _load(
-    plan: "Placement", model: str | None, options: "LoadOptions", quiet: bool
-) -> "LoadedModel":
-    from moeprof.runtime import load
-
-    with LoadBars(quiet) as bars:
-        options["progress"] = bars.advance
-        return load(plan, model, **options)
-
-
 def _replay(
     plan: "Placement", spec: str, model: str | None, options: "LoadOptions", quiet: bool
 ) -> "RunReport":
@@ -149,7 +139,7 @@ def _replay(
     options = {**options, "within_budget": False}
     if options["dtype"] == "auto":
         options = {**options, "dtype": selection.trace.metadata.capture.dtype}
-    loaded = _load(plan, model, options, quiet)
+    loaded = load_shown(plan, model, options, quiet)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replay", total=None)
         return replay(

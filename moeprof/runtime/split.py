@@ -174,7 +174,9 @@ class PackedExperts:
         self.stores = allocate_packed_stores(self._home, self.expert_bytes, request.device)
         self._vram: Tensor | None = None
         if request.movable and request.device.type == "cuda":
-            planned = allocate_packed_stores(request.table, self.expert_bytes, request.device)
+            planned = allocate_packed_stores(
+                request.table, self.expert_bytes, request.device, [Tier.VRAM]
+            )
             self._vram = planned[Tier.VRAM].memory
         self.clock = _clock(request) if request.timed else None
         self._workspace: Tensor | None = None
