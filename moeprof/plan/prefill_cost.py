@@ -106,7 +106,7 @@ def prefill_clock(
     ram = profile.batch_time("ram", weight_format)
     if vram is None or ram is None:
         return None
-    dense = profile.dense_time
+    dense = profile.dense_batch_time or profile.dense_time
     link = profile.links.get("ram-vram")
     return PrefillClock(
         dense_s=dense.fixed_s * shape.num_layers + dense.s_per_byte * shape.dense_bytes,
