@@ -37,9 +37,13 @@ def most_hits(
     """The most lookups that can hit, found by trying everything.
 
     After each batch any of the entries and of the batch's cells that fit the budget may be kept;
-    with `keeps_batch` all of the batch's cells must be.
+    with `keeps_batch` all of the batch's cells must be. With `keeps_batch` nothing is there to
+    begin with, otherwise anything that fits may be.
     """
     best = {frozenset(): 0}
+    if not keeps_batch:
+        cells = _subsets(frozenset(range(len(sizes))))
+        best = {one: 0 for one in cells if sum(sizes[cell] for cell in one) <= budget}
     for batch, counts in zip(batches, scored, strict=True):
         after: dict[frozenset[int], int] = {}
         for held, hits in best.items():

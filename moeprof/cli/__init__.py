@@ -16,6 +16,7 @@ from moeprof.cli.inspect import inspect
 from moeprof.cli.plan import plan
 from moeprof.cli.report import report
 from moeprof.cli.run import run
+from moeprof.cli.simulate import simulate
 from moeprof.cli.trace import trace
 from moeprof.errors import MoeprofError
 

@@ -38,6 +38,29 @@ void write(const ReplayOutput& output, std::size_t batch, const BatchOutcome& ou
     output.uploaded_bytes[batch] = outcome.uploaded_bytes;
 }
 
+// The entries to begin with: the cells whose first use, before the next restart, is scored.
+void preload(const Lookups& lookups, std::size_t batch, Clock clock, const std::uint8_t* is_scored,
+             std::vector<IndexedHeap>& kept, const std::vector<std::size_t>& capacities,
+             std::vector<std::uint8_t>& was_used) {
+    std::fill(was_used.begin(), was_used.end(), 0);
+    const std::size_t pool_cells = was_used.size() / kept.size();
+    std::size_t unused = was_used.size();
+    for (; batch < lookups.num_batches && unused > 0 && !clock.restarts_at(batch); ++batch) {
+        for (std::size_t i = lookups.first(batch); i < lookups.first(batch + 1); ++i) {
+            const Cell cell = lookups.cells[i];
+            if (was_used[cell]) continue;
+            was_used[cell] = 1;
+            --unused;
+            IndexedHeap& heap = kept[kept.size() == 1 ? 0 : cell / pool_cells];
+            if (is_scored[batch]) heap.push({-static_cast<double>(batch), i, cell});
+        }
+    }
+    for (std::size_t pool = 0; pool < kept.size(); ++pool) {
+        IndexedHeap& heap = kept[pool];
+        while (heap.size() > capacities[pool]) heap.remove(heap.top().cell);
+    }
+}
+
 }  // namespace
 
 template <typename Uses>
@@ -68,10 +91,12 @@ void replay_optimum(const Lookups& lookups, const Uses* uses, const ReplayTimes&
     const std::size_t pool_cells = num_cells / capacities.size();
     // The entry that is used again last comes first.
     std::vector<IndexedHeap> kept(capacities.size(), IndexedHeap(num_cells));
+    std::vector<std::uint8_t> was_used(num_cells);
     Clock clock(times);
     for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
-        if (clock.restarts_at(batch)) {
+        if (clock.restarts_at(batch) || batch == 0) {
             for (IndexedHeap& heap : kept) heap.clear();
+            preload(lookups, batch, clock, is_scored, kept, capacities, was_used);
         }
         const std::size_t first = lookups.first(batch);
         const std::size_t size = lookups.size(batch);

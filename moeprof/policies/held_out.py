@@ -29,38 +29,65 @@ def training_phase(trace: Trace) -> str:
     return "decode" if has_decode else "prefill"
 
 
+def training_counts(
+    trace: Trace, domain: str | None = None, phase: str | None = None
+) -> NDArray[np.int64]:
+    """Assignments that a policy learns from, of each document group.
+
+    Args:
+        trace: whose counts are taken.
+        domain: the domain whose documents count; None for all.
+        phase: `prefill`, `decode`, `all`, or None for `training_phase`.
+
+    Returns:
+        [G, L, E] int64, groups as in `Trace.cell_counts`.
+
+    Raises:
+        TraceError: there are none.
+    """
+    cells = trace.cell_counts()
+    chosen = phase or training_phase(trace)
+    phases = slice(None) if chosen == "all" else [PHASES.index(chosen)]
+    counts: NDArray[np.int64] = cells.counts[:, phases].sum(axis=1)
+    if domain is not None:
+        counts[cells.group_domain != cells.domains.index(domain)] = 0
+    if not counts.any():
+        raise TraceError(
+            f"{trace.path}: has no {'' if chosen == 'all' else chosen + ' '}tokens to learn from",
+            "learn from another phase, or trace with --generate N to have decode",
+        )
+    return counts
+
+
 def hold_out(
-    trace: Trace, folds: int, seed: int, domain: str | None = None, phase: str | None = None
+    trace: Trace,
+    domain: str | None = None,
+    phase: str | None = None,
+    folds: int = 5,
+    seed: int = 0,
 ) -> HeldOut:
     """Deal the documents of a trace to folds.
 
     Args:
         trace: whose counts are learned from.
+        domain: as in `training_counts`.
+        phase: as in `training_counts`.
         folds: folds wished for, at least 2; never more than document groups.
         seed: of the shuffle.
-        domain: learn from this domain's documents alone; None for all.
-        phase: `prefill`, `decode`, `all`, or None for `training_phase`.
 
     Raises:
         TraceError: fewer than two documents have assignments to learn from.
     """
-    cells = trace.cell_counts()
-    chosen = phase or training_phase(trace)
-    phases = slice(None) if chosen == "all" else [PHASES.index(chosen)]
-    counts = cells.counts[:, phases].sum(axis=1)
-    usable = counts.sum(axis=(1, 2)) > 0
-    if domain is not None:
-        usable &= cells.group_domain == cells.domains.index(domain)
+    counts = training_counts(trace, domain, phase)
+    usable = counts.any(axis=(1, 2))
     if usable.sum() < 2:
-        what = "document" if chosen == "all" else f"document with {chosen} tokens"
         raise TraceError(
-            f"{trace.path}: has {int(usable.sum())} {what}, two are needed to learn from some "
-            "and score on others",
-            "score on the documents learned from with --all-documents, or trace more documents",
+            f"{trace.path}: one document has tokens to learn from, two are needed to learn from "
+            "some and score on others",
+            "score on what is learned from with --all-documents, or trace more documents",
         )
     fold = np.zeros(len(counts), np.int64)
-    fold[usable] = deal_folds(cells.group_domain[usable], folds, np.random.default_rng(seed))
-    num_folds = int(fold.max()) + 1
-    learned = np.where(usable[:, None, None], counts, 0)
-    training = np.stack([learned[fold != k].sum(axis=0) for k in range(num_folds)])
-    return HeldOut(fold[group_of_sequence(trace)], training)
+    dealt = deal_folds(trace.cell_counts().group_domain[usable], folds, np.random.default_rng(seed))
+    fold[usable] = dealt
+    training = [counts[fold != k].sum(axis=0) for k in range(int(dealt.max()) + 1)]
+    return HeldOut(fold[group_of_sequence(trace)], np.stack(training))

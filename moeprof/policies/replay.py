@@ -92,8 +92,9 @@ def replay(
     `belady` gives up the entry whose next use lies farthest ahead. With entries of one size no
     policy that brings in every missed cell has fewer misses; with several sizes, for which the
     best choice is NP-hard, it is a good one but not the best. `optimum` may leave a missed cell
-    outside, and takes every entry for as small as the smallest: an upper bound of the hits of any
-    policy, reached where entries have one size. It is found for each phase apart.
+    outside, begins with what it will need, and takes every entry for as small as the smallest: an
+    upper bound of the hits of any policy, reached where entries have one size. It is found for
+    each phase apart.
 
     Args:
         accesses: what is looked up.
