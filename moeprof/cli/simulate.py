@@ -92,7 +92,7 @@ def simulate(
     if plot is not None:
         check_free(plot, force)
     opened = open_trace(trace)
-    named = [parse_policy(text) for text in _split([*(policies or []), *(policy or [])])]
+    named = [parse_policy(text) for text in _split([*(policy or []), *(policies or [])])]
     named += [user_policy(text) for text in policy_file or []]
     expert_bytes = expert_bytes_in(opened.shape, weight_format)
     chosen = _once(named or usual_policies(opened, domain, phase, held_out=not all_documents))
