@@ -42,6 +42,7 @@ COMMANDS = (
     analyze,
     report,
     hardware,
+    simulate,
     plan,
     run,
     bench,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moeprof.cli.machine import GpuName, Hardware, RamName, machine
 from moeprof.cli.options import Force, Json, Seed, TraceArgument, table_console
 from moeprof.errors import CapacityError
 
@@ -57,9 +58,9 @@ def simulate(
             "where the trace has it]"
         ),
     ] = None,
-    hardware: Annotated[
-        Path | None, typer.Option(help="Hardware profile; predicts tokens/s.")
-    ] = None,
+    hardware: Hardware = None,
+    gpu: GpuName = None,
+    ram: RamName = None,
     weight_format: Annotated[
         str | None, typer.Option("--format", help="Of the experts: q4_0, q8_0 or bf16.")
     ] = None,
@@ -73,13 +74,13 @@ def simulate(
     r"""Replay cache policies over a trace: hits, bytes moved and tokens/s under each budget.
 
     Every batch looks up each of its experts once. What a policy learns is learned on other
-    documents than it is scored on. belady knows the future; optimum bounds every policy.
+    documents than it is scored on. belady knows the future; optimum bounds every policy. Tokens/s
+    need a machine: --hardware, or --gpu and --ram.
 
     Example:
         moeprof simulate traces/demo --policy static lru lfu optimum --budget 10%,25%,50% \
             --plot policies.png
     """
-    from moeprof.hardware import read_hardware
     from moeprof.placement import check_free, write_whole
     from moeprof.plan import PHASE_CHOICES
     from moeprof.plan.simulation import SimulationRequest, expert_bytes_in, usual_policies
@@ -104,7 +105,7 @@ def simulate(
         held_out=not all_documents,
         folds=folds,
         restart=restart,
-        hardware=None if hardware is None else read_hardware(hardware),
+        hardware=machine(hardware, gpu, ram),
         weight_format=weight_format,
         seed=seed,
         threads=min(os.cpu_count() or 1, _MOST_THREADS),
