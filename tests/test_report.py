@@ -161,7 +161,9 @@ def test_a_layer_that_routed_nothing_has_a_row_of_dashes() -> None:
     counts = skewed_counts(3, 3, 4)
     counts[:, 1] = 0
     page = report_page(inputs_of({"text": counts}))
-    row = re.search(r'<th scope="row" class="number" data-value="2">2</th>(.*?)</tr>', page, re.DOTALL)
+    row = re.search(
+        r'<th scope="row" class="number" data-value="2">2</th>(.*?)</tr>', page, re.DOTALL
+    )
     assert row is not None
     assert re.findall(r">([^<>\n]+)</td>", row[1]) == ["–", "–", "–"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.policies import Accesses, read_accesses
-from moeprof.trace import PHASES, CellCounts, LayerRouting, Trace
+from moeprof.trace import PHASES, CellCounts, Tokens, Trace
 from moeprof.trace.folds import group_of_sequence
 
 PREFILL, DECODE = (PHASES.index(phase) for phase in ("prefill", "decode"))
@@ -78,9 +78,9 @@ class Sample:
 class _AsDecoded(Trace):
     """A trace whose tokens all count as decoded, one after the other."""
 
-    def routing(self, layer: int, domain: str | None = None) -> LayerRouting:
-        routing = super().routing(layer, domain)
-        return replace(routing, phase=np.full_like(routing.phase, DECODE))
+    def tokens(self, domain: str | None = None) -> Tokens:
+        tokens = super().tokens(domain)
+        return replace(tokens, phase=np.full_like(tokens.phase, DECODE))
 
     def require(self, what: str, why: str) -> None:
         if what != "phase":

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from moeprof.model_shape import ModelShape
 from moeprof.native import pack_lookups
-from moeprof.trace import PHASES, LayerRouting, Trace
+from moeprof.trace import PHASES, Tokens, Trace
 
 _DECODE = PHASES.index("decode")
 
@@ -147,9 +147,9 @@ class _Walk:
 
 
 def _walk(trace: Trace, domain: str, documents: NDArray[np.integer] | None) -> _Walk:
-    first = trace.routing(trace.shape.moe_layers[0], domain)
-    order = _order(first, documents)
-    phase, sequence, position = first.phase, first.sequence, first.position
+    tokens = trace.tokens(domain)
+    order = _order(tokens, documents)
+    phase, sequence, position = tokens.phase, tokens.sequence, tokens.position
     if order is not None:
         phase, sequence, position = phase[order], sequence[order], position[order]
     window = position // max(trace.metadata.capture.sequence_length, 1)
@@ -162,17 +162,15 @@ def _walk(trace: Trace, domain: str, documents: NDArray[np.integer] | None) -> _
     return _Walk(domain, order, step_start, phase[at], sequence[at])
 
 
-def _order(
-    routing: LayerRouting, documents: NDArray[np.integer] | None
-) -> NDArray[np.int64] | None:
+def _order(tokens: Tokens, documents: NDArray[np.integer] | None) -> NDArray[np.int64] | None:
     """Rows by document and position, of some documents; None if that is all rows as they are."""
-    key = routing.sequence.astype(np.uint64) << np.uint64(32) | routing.position
+    key = tokens.sequence.astype(np.uint64) << np.uint64(32) | tokens.position
     is_sorted = bool((key[1:] > key[:-1]).all())
     if is_sorted and documents is None:
         return None
     order = np.arange(len(key)) if is_sorted else np.argsort(key, kind="stable")
     if documents is not None:
-        order = order[np.isin(routing.sequence[order], documents)]
+        order = order[np.isin(tokens.sequence[order], documents)]
     return order
 
 
@@ -215,6 +213,6 @@ class _Packer:
         )
 
     def _experts(self, trace: Trace, layer: int, walk: _Walk) -> NDArray[np.uint16]:
-        experts = trace.routing(layer, walk.domain).experts
+        experts = trace.experts(layer, walk.domain)
         chosen = experts if walk.order is None else experts[walk.order]
         return np.ascontiguousarray(chosen)
