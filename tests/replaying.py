@@ -1,10 +1,17 @@
 """Small replays for tests of the native core: batches as lists, and the best that can be done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+from builders import make_trace
 from hypothesis import strategies as st
+
+from moeprof.model_shape import ModelShape
+from moeprof.native import NO_EXPERT
+from moeprof.trace import Trace
+from moeprof.trace.writer import TokenBlock
 
 NO_RESTARTS = np.empty(0, np.int64)
 
@@ -62,3 +69,38 @@ def _subsets(cells: frozenset[int]) -> list[frozenset[int]]:
     return [
         frozenset(chosen) for size in range(len(cells) + 1) for chosen in combinations(cells, size)
     ]
+
+
+def make_routed(
+    path: Path,
+    shape: ModelShape,
+    documents: Mapping[str, Sequence[Sequence[tuple[str, Sequence[Sequence[int]]]]]],
+    **capture: object,
+) -> Trace:
+    """A trace with the routing that is given.
+
+    A document is a list of tokens, a token its phase (`p` or `d`) and for each layer its experts;
+    slots that are not given stay empty.
+    """
+    blocks = {}
+    number = 0
+    for domain, texts in documents.items():
+        tokens = [
+            (number + index, position, phase, rows)
+            for index, text in enumerate(texts)
+            for position, (phase, rows) in enumerate(text)
+        ]
+        number += len(texts)
+        experts = np.full((shape.num_moe_layers, len(tokens), shape.top_k), NO_EXPERT, np.uint16)
+        for place, (_, _, _, rows) in enumerate(tokens):
+            for row, chosen in enumerate(rows):
+                experts[row, place, : len(chosen)] = chosen
+        blocks[domain] = TokenBlock(
+            sequence=np.array([token[0] for token in tokens], np.uint32),
+            position=np.array([token[1] for token in tokens], np.uint32),
+            token_id=np.zeros(len(tokens), np.uint32),
+            phase=np.array([token[2] == "d" for token in tokens], np.uint8),
+            experts=experts,
+            weights=None,
+        )
+    return make_trace(path, blocks, shape, weights=False, **capture)
