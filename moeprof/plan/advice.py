@@ -119,6 +119,7 @@ class DomainSets:
         gain: tokens/s with a set per domain over those with one set for all, less 1; hit rates
             instead of tokens/s where nothing prices them.
         by_domain: the same for each domain.
+        over_whole_layers: the same over the best whole-layer split.
         pays: whether the gain is beyond doubt and large enough to matter.
         switch_bytes: bytes copied when the domain changes, the mean over pairs of domains.
         switch_tokens: tokens after which such a switch has paid for its copies; None where it never
@@ -127,6 +128,7 @@ class DomainSets:
 
     gain: Estimate
     by_domain: Mapping[str, Estimate]
+    over_whole_layers: Estimate
     pays: bool
     switch_bytes: int
     switch_tokens: float | None

@@ -72,6 +72,23 @@ class DecodeClock:
         ram = ram + copied_bytes * self.ram_s_per_byte
         return np.asarray(np.maximum(np.maximum(vram, ram), copies), np.float64)
 
+    def seconds_by_hits(
+        self, row: int, top_k: int, copied_bytes: float = 0.0
+    ) -> NDArray[np.float64]:
+        """Seconds of the experts of a layer with 0, 1, ... `top_k` of a token's in VRAM.
+
+        Args:
+            row: index of the layer among the MoE layers.
+            top_k: experts of each token.
+            copied_bytes: bytes copied into VRAM for each expert that is not there.
+
+        Returns:
+            [top_k + 1] float64.
+        """
+        hits = np.arange(top_k + 1)
+        copied = (top_k - hits) * copied_bytes if copied_bytes else None
+        return self.layer_seconds(row, hits, top_k - hits, copied)
+
     def expected_seconds(
         self, row: int, top_k: int, hit_rate: NDArray[np.float64], copied_bytes: float = 0.0
     ) -> NDArray[np.float64]:
@@ -93,9 +110,7 @@ class DecodeClock:
         ways = np.array([comb(top_k, int(one)) for one in hits])
         rate = np.asarray(hit_rate)[..., None]
         odds: NDArray[np.float64] = ways * rate**hits * (1 - rate) ** (top_k - hits)
-        misses = top_k - hits
-        copied = misses * copied_bytes if copied_bytes else None
-        seconds: NDArray[np.float64] = odds @ self.layer_seconds(row, hits, misses, copied)
+        seconds: NDArray[np.float64] = odds @ self.seconds_by_hits(row, top_k, copied_bytes)
         return seconds
 
 

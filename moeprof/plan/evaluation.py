@@ -172,6 +172,11 @@ def hit_share(
     return _spread(float(hits.sum() / assignments.sum()), resampled, split)
 
 
+def is_clear(gain: Estimate, least: float) -> bool:
+    """Whether a gain is at least so large, and its interval excludes none."""
+    return gain.low is not None and gain.low > 0 and gain.value >= least
+
+
 def _spread(value: float, resampled: NDArray[np.float64], split: Split) -> Estimate:
     """A figure with the interval that its resamples make."""
     if split.degrees < 1:

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.analyze.floor import num_simulations, uniform_counts
-from moeprof.errors import CapacityError, PlacementError
-from moeprof.hardware import HardwareProfile
+from moeprof.errors import PlacementError
 from moeprof.placement import (
     AS_STORED,
     Baseline,
@@ -24,7 +23,7 @@ from moeprof.placement import (
     TraceOrigin,
 )
 from moeprof.plan.baselines import BASELINES
-from moeprof.plan.budget import expert_budget
+from moeprof.plan.budget import check_ram, expert_budget
 from moeprof.plan.evaluation import speed
 from moeprof.plan.played import Clocks, clocks_of, play_sets
 from moeprof.plan.problem import Candidate, Problem, candidates, make_problem
@@ -32,7 +31,6 @@ from moeprof.plan.request import ModelFacts, PlanRequest
 from moeprof.plan.routed import read_routed
 from moeprof.plan.verdict import verdict
 from moeprof.trace import PHASES, Trace
-from moeprof.units import format_size
 
 
 def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
@@ -53,12 +51,12 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
         CapacityError: the budget cannot hold even what is not an expert, or the machine of the
             hardware profile cannot hold the rest.
     """
-    _check_same_model(trace, model)
+    check_same_model(trace, model)
     budget = expert_budget(model, request)
     problem = make_problem(trace, request, model.expert_bytes, budget.experts_available_bytes)
     ways = candidates(problem)
     used = ways[0].vram_bytes()
-    _check_ram(model.total_expert_bytes - used, request.hardware)
+    check_ram(model.total_expert_bytes - used, request.hardware)
     clocks = clocks_of(
         request.hardware,
         model.shape,
@@ -94,7 +92,13 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
     )
 
 
-def _check_same_model(trace: Trace, model: ModelFacts) -> None:
+def check_same_model(trace: Trace, model: ModelFacts) -> None:
+    """Refuse a trace that is not of this checkpoint.
+
+    Raises:
+        PlacementError: the fingerprints differ.
+        TraceError: the trace does not say of which checkpoint it is.
+    """
     trace.require("fingerprint", "it cannot be planned for a checkpoint")
     traced = trace.metadata.model
     if traced.fingerprint != model.fingerprint:
@@ -102,15 +106,6 @@ def _check_same_model(trace: Trace, model: ModelFacts) -> None:
             f"{trace.path}: is a trace of {traced.name} with fingerprint {traced.fingerprint}, "
             f"but {model.name} has {model.fingerprint}",
             f"trace this model: moeprof trace {model.name} DATA -o traces/NAME",
-        )
-
-
-def _check_ram(needed: int, profile: HardwareProfile | None) -> None:
-    if profile is not None and needed > profile.tiers["ram"].capacity_bytes:
-        raise CapacityError(
-            f"ram: the experts outside VRAM take {format_size(needed)}, {profile.name} has "
-            f"{format_size(profile.tiers['ram'].capacity_bytes)}",
-            "raise --vram, or use a machine with more memory",
         )
 
 

@@ -13,8 +13,10 @@ from moeprof.plan.evaluation import Split, held_out_sets
 from moeprof.plan.greedy import solve_greedy
 from moeprof.plan.played import Clocks, Played, play_counts, play_sets
 from moeprof.plan.routed import DECODE, Routed
+from moeprof.policies import Policy
 from moeprof.trace import CellCounts
 
+_HOT_SET = (advice.HOT_SET, "the busiest experts of the trace")
 _ARBITRARY_SETS = 16  # drawn anew, so that no single draw is what "any experts" means
 
 
@@ -30,6 +32,7 @@ class Situation:
         routed: its lookups; None where it has counts alone.
         clocks: price it.
         policies: of the caches to try.
+        ram_bytes: bytes of experts that RAM holds; infinite where it is not known.
         seed: of the arbitrary sets.
     """
 
@@ -39,7 +42,8 @@ class Situation:
     split: Split
     routed: Routed | None
     clocks: Clocks
-    policies: Sequence[str]
+    policies: Sequence[Policy]
+    ram_bytes: float
     seed: int
 
     @property
@@ -121,18 +125,28 @@ def fixed_trials(situation: Situation, room_bytes: int) -> Iterator[Trial]:
 
 
 def hot_set_trial(situation: Situation, room_bytes: int) -> Trial:
-    """The busiest cells per byte, of each document those of the others."""
+    """The busiest cells per byte, for each document those of the others.
+
+    Where nothing can be held out it is `in_sample_trial`.
+    """
+    if not situation.split.num_folds:
+        return in_sample_trial(situation, room_bytes)
 
     def place(benefit: NDArray[np.float64]) -> NDArray[np.bool_]:
         return solve_greedy(benefit, situation.expert_bytes, room_bytes).in_vram
 
     held_out = held_out_sets(place, situation.training, situation.split)
-    return _trial(
-        situation,
-        (advice.HOT_SET, "the busiest experts of the trace"),
-        place(situation.training.sum(axis=0).astype(np.float64)),
-        situation.play(held_out, situation.split.fold),
-    )
+    played = situation.play(held_out, situation.split.fold)
+    chosen = place(situation.training.sum(axis=0).astype(np.float64))
+    return _trial(situation, _HOT_SET, chosen, played)
+
+
+def in_sample_trial(situation: Situation, room_bytes: int) -> Trial:
+    """The busiest cells per byte of all documents, played over the same."""
+    benefit = situation.training.sum(axis=0).astype(np.float64)
+    chosen = solve_greedy(benefit, situation.expert_bytes, room_bytes).in_vram
+    everybody = np.zeros(len(situation.counts.group_domain), np.int64)
+    return _trial(situation, _HOT_SET, chosen, situation.play(chosen[None], everybody))
 
 
 def whole_layers(situation: Situation, room_bytes: int) -> NDArray[np.bool_]:

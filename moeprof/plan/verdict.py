@@ -11,6 +11,8 @@ _UNTRACED = ("all_ram", "first_layers")
 # A predicted gain below this is not told from none: predictions have been that far from what was
 # measured (README, "Measured").
 LEAST_GAIN = 1.1
+# The same for hit rates, where no speed is predicted.
+LEAST_EXTRA_HITS = 0.05
 
 
 def verdict(
