@@ -1,25 +1,29 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import make_counts, make_metadata
+from builders import make_block, make_counts, make_metadata, make_shape, make_trace
 from paging import make_advice, make_inputs, skewed_counts
 from planning import N, R, V, make_placement
+from test_origin import counts_trace
 
 import moeprof
 from moeprof.cli import main
 from moeprof.errors import PlacementError
 from moeprof.plan.advice import Finding
-from moeprof.report.page import PageInputs, report_page
+from moeprof.report.page import PageInputs, policy_curves, report_page
 from moeprof.report.page.document import page_sections
+from moeprof.report.page.policies import SHARES, policies_section
 from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
+COUNTS = skewed_counts(3, 2, 4)
 ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>&\"\u2028"
 
 
@@ -165,13 +169,13 @@ def test_a_layer_that_routed_nothing_has_a_row_of_dashes() -> None:
         r'<th scope="row" class="number" data-value="2">2</th>(.*?)</tr>', page, re.DOTALL
     )
     assert row is not None
-    assert re.findall(r">([^<>\n]+)</td>", row[1]) == ["–", "–", "–"]
+    assert re.findall(r">([^<>\n]+)</td>", row[1]) == ["–"] * 6 + ["0"]
 
 
 def test_sections_without_data_say_why_in_one_sentence() -> None:
     sections = {one.key: one for one in page_sections(inputs_of({"text": skewed_counts(3, 2, 4)}))}
     missing = {key: one.finding for key, one in sections.items() if one.is_absent}
-    assert set(missing) == {"domains", "placement", "strategies"}
+    assert set(missing) == {"domains", "placement", "strategies", "policies"}
     assert "one kind of text" in missing["domains"]
     assert "moeprof plan" in missing["placement"]
     assert "--vram SIZE" in missing["strategies"]
@@ -262,6 +266,37 @@ def test_a_plan_of_another_model_is_refused() -> None:
     other = placement.model.__class__("other", "0123", 4, (1, 2))
     with pytest.raises(PlacementError, match="is for other with fingerprint 0123"):
         make_inputs(cells, metadata, placement=make_placement(model=other))
+
+
+def test_caches_hit_as_often_as_counted_by_hand(tmp_path: Path) -> None:
+    shape = make_shape(moe_layers=(0,), num_experts=4, top_k=2)
+    odds = np.array([[1e9, 1e9, 1e-9, 1e-9]])  # every token takes experts 0 and 1
+    block = make_block(shape, [0] * 5 + [1] * 5, decode=4, probabilities=odds)
+    trace = make_trace(tmp_path / "trace", {"text": block}, shape)
+    curves = policy_curves(trace, folds=2, seed=0)
+    rates = curves[curves["phase"] == "decode"].set_index(["policy", "share"])["hit_rate"]
+    for policy in ("static", "lru", "lfu", "lfru"):
+        assert rates[policy, 0.2] == 0  # no expert fits
+        assert rates[policy, 0.5] == 1  # the prompt brings both
+    assert rates["static", 0.3] == 0.5
+    assert rates["lru", 0.3] == 0  # each of the two throws the other out
+    section = policies_section(replace(inputs_of({"text": COUNTS}), policies=curves))
+    lines = section.charts[0].data["panels"][1]["lines"]
+    assert lines[0]["name"] == "static list"
+    assert list(lines[0]["y"]) == [rates["static", share] for share in SHARES]
+    assert lines[-1]["y"] == list(SHARES)
+
+
+def test_a_trace_of_counts_alone_has_a_page_that_says_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = counts_trace(tmp_path / "trace")
+    path = tmp_path / "report.html"
+    assert run(trace.path, "-o", path, "--resamples", 2) == 0
+    page = path.read_text(encoding="utf-8")
+    assert "A cache cannot be replayed: it was imported from imatrix" in page
+    assert "Imported from imatrix (a.gguf), which does not say: which experts" in page
+    assert str(tmp_path) not in page
 
 
 def test_the_command_writes_one_file_and_says_so(

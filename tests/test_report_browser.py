@@ -245,8 +245,8 @@ def test_curves_change_with_the_text_and_say_their_numbers(browser: Browser, dem
 
 def test_layers_are_sorted_by_a_click(browser: Browser, demo: Path) -> None:
     with browser.page(demo) as (page, _):
-        table = page.locator("#layers table")
-        column = table.locator("thead th", has_text="decode: held-out")
+        table = page.locator("#layers table").first
+        column = table.locator("thead th", has_text="held-out")
         index = column.evaluate("one => one.cellIndex")
 
         def values() -> list[float]:
@@ -265,8 +265,8 @@ def test_layers_are_sorted_by_a_click(browser: Browser, demo: Path) -> None:
 def test_without_scripts_verdict_and_tables_remain(browser: Browser, demo: Path) -> None:
     with browser.page(demo, java_script_enabled=False, width=390) as (page, _):
         assert page.locator("#verdict h2").is_visible()
-        assert page.locator("#layers tbody tr").count() == 6
-        assert page.locator("#layers table").is_visible()
+        assert page.locator("#layers table").first.locator("tbody tr").count() == 6
+        assert page.locator("#layers table").first.is_visible()
         assert page.locator("#theme").is_hidden()
         assert page.get_by_text("drawn by a script").count() == 3
         page.locator("#coverage summary").first.click()

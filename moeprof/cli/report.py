@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from moeprof.cli.options import Force, Seed, TraceArgument
+from moeprof.errors import TraceError
 
 
 def report(
@@ -33,19 +34,27 @@ def report(
     """
     from moeprof.analyze import AnalysisSettings, analyze
     from moeprof.placement import check_free, read_placement, write_whole
-    from moeprof.report.page import PageInputs, report_page
+    from moeprof.report.page import PageInputs, policy_curves, report_page
     from moeprof.trace import open_trace
 
     check_free(output, force)
     settings = AnalysisSettings(share=share, folds=folds, resamples=resamples, seed=seed)
     placement = None if plan is None else read_placement(plan)
     opened = open_trace(trace)
+    reasons: dict[str, str] = {}
+    policies = None
+    try:
+        policies = policy_curves(opened, folds, seed)
+    except TraceError as error:
+        reasons["policies"] = str(error).removeprefix(f"{opened.path}: ")
     page = report_page(
         PageInputs(
             metadata=opened.metadata,
             cells=opened.cell_counts(),
             analysis=analyze(opened, settings),
             placement=placement,
+            policies=policies,
+            reasons=reasons,
         )
     )
     write_whole(output, page.encode())

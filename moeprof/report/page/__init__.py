@@ -2,5 +2,6 @@
 
 from moeprof.report.page.document import report_page
 from moeprof.report.page.inputs import PageInputs
+from moeprof.report.page.policies import policy_curves
 
-__all__ = ["PageInputs", "report_page"]
+__all__ = ["PageInputs", "policy_curves", "report_page"]

@@ -2,6 +2,7 @@
 
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import Cell, Column, Section, Table
+from moeprof.trace.origin import UNSAID
 from moeprof.units import format_size
 
 
@@ -18,10 +19,23 @@ def about_section(inputs: PageInputs) -> Section:
     prose = (
         f"Intervals are 95 %, from {settings.resamples} bootstrap resamples of documents; held-out "
         f"figures from up to {settings.folds} folds over documents; seed {settings.seed}.",
+        *_origin(inputs),
         *inputs.analysis.notes,
         *(() if inputs.placement is None else map(_sentence, inputs.placement.notes)),
     )
     return Section("trace", "Trace", finding, prose, (), (_domains(inputs), _model(inputs)))
+
+
+def _origin(inputs: PageInputs) -> tuple[str, ...]:
+    """Where an imported trace comes from, and what that leaves unsaid."""
+    origin = inputs.metadata.origin
+    if origin is None:
+        return ()
+    files = ", ".join(origin.files)
+    if not origin.missing:
+        return (f"Imported from {origin.format} ({files}).",)
+    unsaid = "; ".join(UNSAID[word] for word in origin.missing)
+    return (f"Imported from {origin.format} ({files}), which does not say: {unsaid}.",)
 
 
 def _sentence(note: str) -> str:

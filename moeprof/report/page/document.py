@@ -23,6 +23,7 @@ from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.layers import layers_section
 from moeprof.report.page.parts import Section
 from moeprof.report.page.placement import placement_section
+from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
 from moeprof.units import format_size
@@ -93,6 +94,7 @@ def page_sections(inputs: PageInputs) -> tuple[Section, ...]:
         heat_map_section(inputs),
         domains_section(inputs),
         strategies_section(inputs),
+        policies_section(inputs),
         placement_section(inputs),
         layers_section(inputs),
         about_section(inputs),

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from moeprof.analyze import OVERALL
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import Chart, Section
+from moeprof.report.tables import percent
 
 # Numbers of cells over all maps of a page. A count takes five bytes or so, and a page must stay
 # small enough to be sent.
@@ -44,23 +45,23 @@ def heat_map_section(inputs: PageInputs) -> Section:
     chart = Chart(
         "experts", "cells", "Heat map of layers and experts by how often they are chosen", data
     )
-    return Section("experts", "Experts", _finding(counts, phase), tuple(prose), (chart,))
+    return Section("experts", "Experts", _finding(inputs, counts), tuple(prose), (chart,))
 
 
-def _finding(counts: NDArray[np.int64], phase: str) -> str:
+def _finding(inputs: PageInputs, counts: NDArray[np.int64]) -> str:
     num_experts = counts.shape[1]
     totals = counts.sum(axis=1)
     routed = counts[totals > 0] / totals[totals > 0, None]
     busiest = float(np.median(routed.max(axis=1))) * num_experts
-    unused = float(np.mean(counts == 0))
-    never = (
-        f"{100 * unused:.1f} % of all cells are never chosen"
-        if unused
-        else "no cell is left unused"
-    )
+    frame = inputs.analysis.concentration
+    in_phase = frame["phase"] == inputs.main_phase
+    row = frame[in_phase & (frame["domain"] == inputs.overall)].iloc[0]
+    unused = 1 - row["used"]
+    never = f", {percent(unused)} are never chosen" if unused > 0 else ""
     return (
-        f"In the median layer, the busiest of {num_experts} experts takes {busiest:.1f} times its "
-        f"even share of {phase}; {never}."
+        f"In {inputs.main_phase}, {percent(row['cells_80'])} of the cells carry 80 % of the "
+        f"choices{never}; in the median layer, the busiest of {num_experts} experts takes "
+        f"{busiest:.1f} times its even share."
     )
 
 

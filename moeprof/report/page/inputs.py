@@ -1,8 +1,10 @@
 """What a page is made from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from moeprof.analyze import OVERALL, Analysis
@@ -23,6 +25,8 @@ class PageInputs:
         analysis: of the trace, every phase apart.
         placement: the plan to show.
         advice: what each strategy does at a budget.
+        policies: hit rates of caches, as `policies.policy_curves` gives them.
+        reasons: why a section has nothing to show, by its key.
     """
 
     metadata: TraceMetadata
@@ -30,17 +34,28 @@ class PageInputs:
     analysis: Analysis
     placement: Placement | None = None
     advice: Advice | None = None
+    policies: pd.DataFrame | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.placement is None:
             return
         traced, planned = self.metadata.model, self.placement.model
-        if planned.fingerprint != traced.fingerprint:
-            raise PlacementError(
-                f"plan: is for {planned.name} with fingerprint {planned.fingerprint}, but the "
-                f"trace is of {traced.name} with {traced.fingerprint}",
-                "plan this trace: moeprof plan TRACE --model MODEL --vram SIZE -o FILE",
+        shape = self.metadata.shape
+        is_known = "fingerprint" not in self.metadata.missing
+        if is_known and planned.fingerprint != traced.fingerprint:
+            found = f"with fingerprint {planned.fingerprint}", f"with {traced.fingerprint}"
+        elif (planned.moe_layers, planned.num_experts) != (shape.moe_layers, shape.num_experts):
+            found = (
+                f"of {len(planned.moe_layers)} MoE layers with {planned.num_experts} experts",
+                f"of {shape.num_moe_layers} with {shape.num_experts}",
             )
+        else:
+            return
+        raise PlacementError(
+            f"plan: is for {planned.name} {found[0]}, but the trace is of {traced.name} {found[1]}",
+            "plan this trace: moeprof plan TRACE --model MODEL --vram SIZE -o FILE",
+        )
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -61,6 +76,11 @@ class PageInputs:
         """Domains with assignments in a phase; all of them together first."""
         samples = self.analysis.samples
         return [str(name) for name in samples.loc[samples["phase"] == phase, "domain"]]
+
+    def reason(self, key: str) -> str:
+        """Why a section has nothing to show, as a sentence."""
+        reason = self.reasons.get(key, "nothing was computed for this section")
+        return f"{reason[0].upper()}{reason[1:].rstrip('.')}."
 
     def counts(self, phase: str, domain: str) -> NDArray[np.int64]:
         """[L, E] int64, assignments in a phase and a domain."""

@@ -12,10 +12,9 @@ from moeprof.report.tables import percent
 def layers_section(inputs: PageInputs) -> Section:
     """How layers differ."""
     analysis = inputs.analysis
-    frame = analysis.layers[analysis.layers["domain"] == inputs.overall]
     phase = inputs.main_phase
     share = percent(analysis.settings.share)
-    own = frame[frame["phase"] == phase].set_index("layer")
+    own = _of(inputs, analysis.layers, phase).set_index("layer")
     line = "in_sample" if own["held_out"].isna().all() else "held_out"
     known = own[line].dropna()
     finding = (
@@ -24,40 +23,62 @@ def layers_section(inputs: PageInputs) -> Section:
         f"(layer {known.idxmax()}) of its choices."
     )
     prose = (
-        f"Coverage here is that of the busiest {share} of each layer's own experts. Click a "
-        "heading to sort by it.",
+        f"Coverage here is that of the busiest {share} of each layer's own experts. The Gini index "
+        "is 0 where all experts are used alike and 1 where one takes all. Click a heading to sort "
+        "by it.",
     )
-    return Section("layers", "Layers", finding, prose, (), (_table(inputs, frame, share),))
+    tables = tuple(
+        _table(inputs, phase, folded=phase != inputs.main_phase)
+        for phase in reversed(inputs.phases)
+    )
+    return Section("layers", "Layers", finding, prose, (), tables)
 
 
-def _table(inputs: PageInputs, frame: pd.DataFrame, share: str) -> Table:
-    columns = [Column("layer", "index in the checkpoint")]
-    for phase in inputs.phases:
-        columns += [
-            Column(f"{phase}: held-out", "percent of choices served on new text"),
-            Column("floor", "the same had routing been even"),
-            Column("busiest expert", "and how many times its even share it takes"),
-        ]
+def _table(inputs: PageInputs, phase: str, folded: bool) -> Table:
+    share = percent(inputs.analysis.settings.share)
+    num_experts = inputs.analysis.shape.num_experts
+    columns = [
+        Column("layer", "index in the checkpoint"),
+        Column("held-out", "percent of choices served on new text"),
+        Column("in-sample", "the same on the text the set was chosen on"),
+        Column("floor", "the same had routing been even"),
+        Column("busiest", "the busiest expert, and how many times its even share it takes"),
+        Column("Gini", "unevenness of use; in brackets what even routing would show"),
+        Column("for 80 %", f"fewest experts of {num_experts} that carry 80 % of the choices"),
+        Column("used", "experts that were ever chosen"),
+    ]
     if inputs.placement is not None:
         columns.append(Column("in vram", "experts that the plan keeps in VRAM"))
-    layers = {phase: frame[frame["phase"] == phase] for phase in inputs.phases}
-    counts = {phase: inputs.counts(phase, inputs.overall) for phase in inputs.phases}
+    counts = inputs.counts(phase, inputs.overall)
+    covered = _of(inputs, inputs.analysis.layers, phase)
+    skew = _of(inputs, inputs.analysis.skew, phase)
     body = []
     for row, layer in enumerate(inputs.analysis.shape.moe_layers):
-        cells = [Cell(str(layer), layer)]
-        for phase in inputs.phases:
-            found = layers[phase].iloc[row]
-            cells += [
-                share_cell(found["held_out"], found["held_out_low"], found["held_out_high"]),
-                share_cell(found["floor"]),
-                _busiest(counts[phase][row]),
-            ]
+        found, uneven = covered.iloc[row], skew.iloc[row]
+        cells = [
+            Cell(str(layer), layer),
+            share_cell(found["held_out"], found["held_out_low"], found["held_out_high"]),
+            share_cell(found["in_sample"]),
+            share_cell(found["floor"]),
+            _busiest(counts[row]),
+            _number(uneven["gini"], ".2f", f"({uneven['gini_floor']:.2f})"),
+            _number(uneven["experts_80"], ".0f"),
+            _number(uneven["used"] * num_experts, ".0f"),
+        ]
         if inputs.placement is not None:
             kept = int(np.sum(inputs.placement.tier_of[row] == Tier.VRAM))
-            cells.append(Cell(f"{kept} of {inputs.analysis.shape.num_experts}", kept))
+            cells.append(Cell(f"{kept} of {num_experts}", kept))
         body.append(tuple(cells))
-    caption = f"Layers of {inputs.overall}, hot sets of {share} of each layer's experts"
-    return Table(caption, tuple(columns), tuple(body), sortable=True)
+    caption = f"{phase}: layers, {inputs.overall}, hot sets of {share} of each layer's experts"
+    return Table(caption, tuple(columns), tuple(body), sortable=True, folded=folded)
+
+
+def _of(inputs: PageInputs, frame: pd.DataFrame, phase: str) -> pd.DataFrame:
+    return frame[(frame["domain"] == inputs.overall) & (frame["phase"] == phase)]
+
+
+def _number(value: float, digits: str, note: str = "") -> Cell:
+    return Cell(UNKNOWN) if np.isnan(value) else Cell(f"{value:{digits}}", float(value), note)
 
 
 def _busiest(counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Cell:

@@ -40,7 +40,8 @@ function legendOf(data) {
 
 function curveOption(data, panel) {
   const series = panel.lines.flatMap((line) => lineSeries(line, panel));
-  if (data.mark && series.length) series[series.length - 1].markLine = markLine(data.mark);
+  const mark = panel.mark || data.mark;
+  if (mark && series.length) series[series.length - 1].markLine = markLine(mark);
   const base = axisStyle();
   return {
     animation: false,
