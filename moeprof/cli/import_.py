@@ -19,7 +19,8 @@ def import_(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="route-trace or tok-layers.",
+            help="route-trace, tok-layers, topk-csv, layer-expert-csv, imatrix, sglang, vllm, "
+            "ktransformers or parquet.",
         ),
     ],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files to read.")],
@@ -43,6 +44,13 @@ def import_(
     ] = None,
     model_type: Annotated[str | None, typer.Option(help="Such as qwen3_moe.")] = None,
     domain: Annotated[str, typer.Option(help="What to file the tokens under.")] = "imported",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to take at most, from the beginning.")
+    ] = None,
+    document_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of every document of a stream that is not divided."),
+    ] = None,
     force: Force = False,
 ) -> None:
     r"""Make a trace of routing that others recorded.
@@ -71,6 +79,8 @@ def import_(
         model_type=model_type,
         model=None if model is None else _known(model),
         domain=domain,
+        max_tokens=max_tokens,
+        document_tokens=document_tokens,
     )
     trace = import_trace(
         format_name,

@@ -4,7 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeprof.interop import route_trace, tok_layers
+from moeprof.interop import (
+    imatrix,
+    ktransformers,
+    layer_expert_csv,
+    layer_parquet,
+    route_trace,
+    sglang,
+    tok_layers,
+    topk_csv,
+    vllm,
+)
 from moeprof.interop.source import Facts, Source
 from moeprof.trace import Trace
 
@@ -27,4 +37,17 @@ class Format:
 FORMATS = {
     "route-trace": Format("route_trace v1 CSV", route_trace.read, route_trace.write),
     "tok-layers": Format("JSON lines of tok and layers", tok_layers.read, tok_layers.write),
+    "topk-csv": Format("pos,layer,id0,... of llama-moe-trace", topk_csv.read, topk_csv.write),
+    "layer-expert-csv": Format(
+        "counts as layer,expert,count", layer_expert_csv.read, layer_expert_csv.write
+    ),
+    "imatrix": Format("expert counts of llama-imatrix, GGUF", imatrix.read),
+    "sglang": Format("expert distribution recorder of SGLang", sglang.read),
+    "vllm": Format("routed experts of vLLM", vllm.read, vllm.write),
+    "ktransformers": Format(
+        "logical_count of KTransformers", ktransformers.read, ktransformers.write
+    ),
+    "parquet": Format(
+        "one Parquet file of indices and scores per layer", layer_parquet.read, layer_parquet.write
+    ),
 }

@@ -60,7 +60,7 @@ def import_trace(
             "rename it with --domain NAME",
         )
     _check_free(output, force)
-    source = FORMATS[format_name].read(files, facts)
+    source = _cut(FORMATS[format_name].read(files, facts), facts)
     model = _model(source, facts, files)
     missing = _missing(source, model, facts)
     histogram = _histogram(source, model)
@@ -78,6 +78,27 @@ def import_trace(
         else:
             _write_tokens(unfinished, source, model, facts, origin)
     return open_trace(output)
+
+
+def _cut(source: Source, facts: Facts) -> Source:
+    """The first tokens of a source, in documents of the length that was given."""
+    if facts.max_tokens is None and facts.document_tokens is None:
+        return source
+    if source.counted:
+        raise TraceError(
+            "--max-tokens and --document-tokens: the files hold counts, not tokens",
+            "leave them out",
+        )
+    documents, left = [], facts.max_tokens
+    for tokens in source.documents:
+        taken = tokens.num_tokens if left is None else min(left, tokens.num_tokens)
+        length = facts.document_tokens or taken
+        documents += [
+            tokens.between(begin, min(begin + length, taken), facts.document_tokens is not None)
+            for begin in range(0, taken, length)
+        ]
+        left = None if left is None else left - taken
+    return replace(source, documents=documents)
 
 
 def _model(source: Source, facts: Facts, files: Sequence[Path]) -> ImportedModel:

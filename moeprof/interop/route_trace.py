@@ -1,12 +1,12 @@
 """`route_trace v1`: one CSV row per routed expert, as BigMoeOnEdge records it.
 
-A preamble of `#` lines (`# route_trace v1`; `# model= arch= n_layer= n_expert= n_expert_used=`;
-one `# layer= expert_bytes= dense_bytes=` per layer), then CSV with a header. Columns are read by
-name, later versions append some: `turn, phase, step, layer, slot, expert` are needed, `weight` is
-used where it is there, `residency, expert_bytes, dropped` describe a cache and are left out.
-`phase` is 0 for prefill and 1 for decode, `step` the absolute position, `slot` the router's rank;
-`weight` is nan where it was not known. Each turn becomes a document; one that begins after position
-0 continues the conversation before it.
+A preamble of `#` lines (`# route_trace v1`; `# model= arch= n_layer= n_expert= n_expert_used=`; one
+`# layer= expert_bytes= dense_bytes=` per layer), then CSV with a header. Columns are read by name,
+later versions append some: `turn, phase, step, layer, slot, expert` are needed, `weight` is used
+where it is there, `residency, expert_bytes, dropped` describe a cache and are left out. `phase` is
+0 for prefill and 1 for decode, `step` the absolute position, `slot` the router's rank; `weight` is
+nan where it was not known. Each turn becomes a document; one that begins after position 0 continues
+the conversation before it.
 
 llama.cpp computes the last layer only for tokens whose logits are wanted, so that prefill has one
 token there: the other tokens have empty slots in that layer.
@@ -59,7 +59,7 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
         preamble = _preamble(path, data)
         body = data.split(b"\n", preamble.num_lines)[-1]
         reals = ["weight"] if "weight" in header(body) else []
-        table = read_table(path, body, preamble.num_lines + 1, _NEEDED, reals)
+        table = read_table(path, body, _NEEDED, reals, preamble.num_lines + 1)
         found, top_k, layers = _documents(table, preamble)
         own = _stated(path, preamble, layers, top_k)
         if stated not in (None, own):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ class Facts:
         model_type: transformers' `model_type`.
         model: a checkpoint, for whatever neither the files nor the fields above say.
         domain: the domain that all tokens are filed under.
+        max_tokens: tokens to take at most, from the beginning; None for all.
+        document_tokens: length of every document of a stream that is not divided; None where the
+            files divide it, or nobody knows.
     """
 
     num_experts: int | None = None
@@ -47,6 +51,8 @@ class Facts:
     model_type: str | None = None
     model: KnownModel | None = None
     domain: str = "imported"
+    max_tokens: int | None = None
+    document_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,22 @@ class Tokens:
     def num_tokens(self) -> int:
         """Tokens of the document (T)."""
         return int(self.experts.shape[1])
+
+    def between(self, begin: int, end: int, apart: bool) -> "Tokens":
+        """Some of the tokens; `apart`: as a document of its own, with positions from 0."""
+
+        def part(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if values is None else values[begin:end]
+
+        return Tokens(
+            name=f"{self.name} {begin}" if apart else self.name,
+            experts=self.experts[:, begin:end],
+            phase=part(self.phase),
+            position=None if apart else part(self.position),
+            token_id=part(self.token_id),
+            weights=None if self.weights is None else self.weights[:, begin:end],
+            continues=self.continues and not apart,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +191,17 @@ def checked_ids(ids: NDArray[np.generic], where: str, rows: str = "row") -> NDAr
             "check that the file holds expert ids, and is not cut or misread",
         )
     return np.where(wide < 0, NO_EXPERT, wide).astype(np.uint16)
+
+
+def is_ranked(documents: Sequence[Tokens]) -> bool:
+    """Whether some row does not ascend: ids that all ascend were sorted, and lost their ranks."""
+    for tokens in documents:
+        if tokens.experts.shape[2] == 1:
+            return True
+        filled = np.where(tokens.experts == NO_EXPERT, MAX_EXPERTS, tokens.experts)
+        if (filled[:, :, 1:] < filled[:, :, :-1]).any():
+            return True
+    return False
 
 
 def cover(layers: Iterable[int]) -> str:

@@ -23,14 +23,16 @@ class Table:
     Attributes:
         path: the file.
         columns: name to [N] int64 or float64.
-        first_line: number of the header's line, from 1.
-        data: the text, header first.
+        first_line: number of the first line of `data` in the file, from 1.
+        data: the text; its header, if it has one, comes first.
+        has_header: whether it has one.
     """
 
     path: Path
     columns: dict[str, NDArray[np.generic]]
     first_line: int
     data: bytes
+    has_header: bool = True
 
     def ints(self, name: str) -> NDArray[np.int64]:
         """A column of integers, [N]."""
@@ -40,7 +42,7 @@ class Table:
         """The line number, from 1, of a row from 0; empty lines are no rows."""
         filled = (n for n, line in enumerate(self.data.splitlines()) if line.strip())
         for index, number in enumerate(filled):
-            if index == row + 1:
+            if index == row + self.has_header:
                 return self.first_line + number
         return self.first_line
 
@@ -51,26 +53,42 @@ class Table:
 
 def header(data: bytes) -> list[str]:
     """The names in the first line of a CSV text."""
-    first = data.split(b"\n", 1)[0].decode("utf-8", errors="replace").strip()
+    first = data.lstrip().split(b"\n", 1)[0].decode("utf-8", errors="replace").strip()
     return [name.strip() for name in first.split(",")]
 
 
+def without_comments(data: bytes) -> bytes:
+    """The text with lines that begin with # emptied, so that the others keep their numbers."""
+    if b"#" not in data:
+        return data
+    lines = data.split(b"\n")
+    return b"\n".join(b"" if line.lstrip().startswith(b"#") else line for line in lines)
+
+
 def read_table(
-    path: Path, data: bytes, first_line: int, integers: Sequence[str], reals: Sequence[str] = ()
+    path: Path,
+    data: bytes,
+    integers: Sequence[str],
+    reals: Sequence[str] = (),
+    first_line: int = 1,
+    names: Sequence[str] | None = None,
 ) -> Table:
-    """The named columns of a CSV text.
+    """The named columns of a CSV text; empty lines are passed over.
 
     Args:
         path: the file, for errors.
-        data: the text, header first.
-        first_line: number of the header's line in the file, from 1.
+        data: the text.
         integers: columns of integers; all must be there.
         reals: columns of real numbers, NaN allowed; all must be there.
+        first_line: number of the text's first line in the file, from 1.
+        names: of all columns, where the text has no header; None to read them from its first
+            line.
 
     Raises:
         TraceError: a column is missing, a line is ragged or holds something else than numbers.
     """
-    names = header(data)
+    has_header = names is None
+    names = header(data) if names is None else list(names)
     missing = [name for name in (*integers, *reals) if name not in names]
     if missing:
         raise TraceError(
@@ -82,32 +100,43 @@ def read_table(
     try:
         table = pa.csv.read_csv(
             pa.py_buffer(data),
-            read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
+            read_options=pa.csv.ReadOptions(
+                use_threads=False, column_names=names, skip_rows=_header_lines(data, has_header)
+            ),
             convert_options=pa.csv.ConvertOptions(
                 column_types=types, include_columns=list(types), null_values=[]
             ),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        _find_fault(path, data, first_line, names, types)
+        _find_fault(Table(path, {}, first_line, data, has_header), names, types)
         raise TraceError(f"{path}: cannot be read as CSV ({error})", "export it anew") from error
     if table.num_rows == 0:
         raise TraceError(f"{path}: has a header and no rows", "name a file that holds routing")
     columns = {name: table[name].to_numpy() for name in types}
-    return Table(path, columns, first_line, data)
+    return Table(path, columns, first_line, data, has_header)
 
 
-def _find_fault(
-    path: Path, data: bytes, first_line: int, names: list[str], types: dict[str, pa.DataType]
-) -> None:
-    """Raise for the first line that is not what the header promises; return if there is none."""
-    text = data.decode("utf-8", errors="replace")
-    for number, fields in enumerate(csv.reader(text.splitlines()), start=first_line):
-        if number == first_line or not fields:
+def _header_lines(data: bytes, has_header: bool) -> int:
+    """Lines up to and with the header; 0 where there is none."""
+    empty = len(data) - len(data.lstrip())
+    return data.count(b"\n", 0, empty) + 1 if has_header else 0
+
+
+def _find_fault(table: Table, names: list[str], types: dict[str, pa.DataType]) -> None:
+    """Raise for the first line that is not what the columns promise; return if there is none."""
+    text = table.data.decode("utf-8", errors="replace")
+    to_skip = int(table.has_header)
+    for number, line in enumerate(text.split("\n"), start=table.first_line):
+        if not line.strip():
             continue
-        where = f"{path}: line {number}"
+        if to_skip:
+            to_skip -= 1
+            continue
+        where = f"{table.path}: line {number}"
+        fields = next(csv.reader([line.rstrip("\r")]))
         if len(fields) != len(names):
             raise TraceError(
-                f"{where}: {len(fields)} fields, the header has {len(names)}",
+                f"{where}: {len(fields)} fields, expected {len(names)}",
                 "the file is cut or damaged; export it anew",
             )
         for name, value in zip(names, fields, strict=True):

@@ -16,7 +16,7 @@ import numpy as np
 
 from moeprof.errors import TraceError
 from moeprof.interop.exporting import documents_of, written
-from moeprof.interop.source import Facts, Source, Stated, Tokens, checked_ids
+from moeprof.interop.source import Facts, Source, Stated, Tokens, checked_ids, is_ranked
 from moeprof.interop.text import lines
 from moeprof.trace import Trace
 from moeprof.trace.schema import NO_EXPERT
@@ -31,11 +31,10 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
         TraceError: a line is not such an object, or differs in its layers or slots.
     """
     documents = [tokens for path in files for tokens in _documents(path)]
-    ranked = any((np.diff(tokens.experts.astype(int)) < 0).any() for tokens in documents)
     return Source(
         stated=Stated(),
         documents=documents,
-        missing=frozenset() if ranked else frozenset({"rank"}),
+        missing=frozenset() if is_ranked(documents) else frozenset({"rank"}),
     )
 
 
