@@ -108,11 +108,12 @@ def test_topk_csv_files_may_be_concatenated(tmp_path: Path) -> None:
 def test_topk_csv_without_a_prompt_does_not_know_its_phase(tmp_path: Path) -> None:
     file = foreign.moe_trace(tmp_path / "a.csv", PROMPT[:0], DECODED)
     facts = {"num_experts": NUM_EXPERTS, "expert_bytes": 1}
-    with pytest.raises(TraceError, match="prefill or decode") as failure:
-        load(tmp_path, "topk-csv", file, **facts)
-    assert "--phase" in failure.value.hint
-    trace = load(tmp_path, "topk-csv", file, phase="decode", **facts)
-    assert trace.metadata.domains[0].tokens == (0, 4)
+    trace = import_trace("topk-csv", [file], tmp_path / "unsaid", Facts(**facts))
+    assert "phase" in trace.metadata.missing
+    assert trace.metadata.domains[0].tokens == (0, 4), "they stand as decode"
+    trace = load(tmp_path, "topk-csv", file, phase="prefill", **facts)
+    assert "phase" not in trace.metadata.missing
+    assert trace.metadata.domains[0].tokens == (4, 0)
 
 
 def test_tok_layers(tmp_path: Path) -> None:
@@ -155,12 +156,12 @@ def test_layer_expert_csv_of_single_assignments_needs_the_number_of_experts(tmp_
         f"{MOE_LAYERS[row]},{expert}" for token in BOTH for row in range(3) for expert in token[row]
     ]
     file.write_text("\n".join(["layer,expert", *pairs]))
-    facts = {"top_k": TOP_K, "expert_bytes": 1, "phase": "unknown"}
+    facts = {"top_k": TOP_K, "expert_bytes": 1}
     with pytest.raises(TraceError, match="not every expert is listed") as failure:
         load(tmp_path, "layer-expert-csv", file, **facts)
     assert "--num-experts" in failure.value.hint
     trace = load(tmp_path, "layer-expert-csv", file, num_experts=NUM_EXPERTS, **facts)
-    np.testing.assert_array_equal(trace.cell_counts().counts[0, 0], counts_of(BOTH))
+    np.testing.assert_array_equal(trace.cell_counts().counts[0, 1], counts_of(BOTH))
     assert "phase" in trace.metadata.missing
 
 
@@ -175,13 +176,13 @@ def test_imatrix(tmp_path: Path) -> None:
 
 
 def test_sglang_stat_and_ktransformers_are_the_same_counts(tmp_path: Path) -> None:
-    facts = {"top_k": TOP_K, "expert_bytes": 1, "phase": "unknown"}
+    facts = {"top_k": TOP_K, "expert_bytes": 1}
     for name in ("sglang", "ktransformers"):
         file = foreign.logical_count(
             tmp_path / f"{name}.pt", BOTH, average_utilization_rate_over_window=None
         )
         trace = import_trace(name, [file], tmp_path / name, Facts(**facts))
-        np.testing.assert_array_equal(trace.cell_counts().counts[0, 0], counts_of(BOTH))
+        np.testing.assert_array_equal(trace.cell_counts().counts[0, 1], counts_of(BOTH))
         assert trace.shape.moe_layers == MOE_LAYERS, "layer 0 is dense: a row of zeros"
 
 
@@ -253,8 +254,8 @@ def test_sglang_per_pass_counts_physical_experts(tmp_path: Path) -> None:
     counts[1, 0], counts[1, 8], counts[1, 3], counts[1, 4] = 3, 1, 4, 2
     record = {"forward_pass_id": 0, "rank": 0, "global_physical_count": counts}
     file = foreign.sglang(tmp_path / "a.pt", [record, record], mapping)
-    trace = load(tmp_path, "sglang", file, top_k=2, expert_bytes=1, phase="unknown")
-    assert trace.cell_counts().counts[0, 0].tolist() == [[8, 0, 0, 8, 4, 0, 0, 0]]
+    trace = load(tmp_path, "sglang", file, top_k=2, expert_bytes=1)
+    assert trace.cell_counts().counts[0, 1].tolist() == [[8, 0, 0, 8, 4, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("form", ["lists", "base64", "npz"])

@@ -40,7 +40,7 @@ def import_(
         str | None, typer.Option(metavar="SIZE", help="Bytes of one expert as stored.")
     ] = None,
     phase: Annotated[
-        str | None, typer.Option(help="prefill, decode, or unknown where they are mixed.")
+        str | None, typer.Option(help="prefill or decode, where the files do not say.")
     ] = None,
     model_type: Annotated[str | None, typer.Option(help="Such as qwen3_moe.")] = None,
     domain: Annotated[str, typer.Option(help="What to file the tokens under.")] = "imported",
@@ -55,8 +55,8 @@ def import_(
 ) -> None:
     r"""Make a trace of routing that others recorded.
 
-    What the files do not say is asked for by name, or recorded as missing: commands that need it
-    refuse with the reason. Every row is checked before the trace appears.
+    What the files do not say is recorded as missing, and commands that need it refuse with the
+    reason; the options say it. Every row is checked before the trace appears.
 
     Example:
         moeprof import tok-layers olmoe.jsonl.gz --num-experts 64 --phase decode \
@@ -68,8 +68,8 @@ def import_(
 
     if format_name not in FORMATS:
         raise typer.BadParameter(f"{format_name!r} is not one of {', '.join(FORMATS)}")
-    if phase is not None and phase not in (*PHASES, "unknown"):
-        raise typer.BadParameter(f"{phase!r} is not one of prefill, decode, unknown")
+    if phase is not None and phase not in PHASES:
+        raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASES)}")
     facts = Facts(
         num_experts=num_experts,
         top_k=top_k,

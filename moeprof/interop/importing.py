@@ -14,7 +14,7 @@ from moeprof.errors import TraceError
 from moeprof.interop.checks import check_counts, check_tokens, empty_slots
 from moeprof.interop.formats import FORMATS
 from moeprof.interop.model import ImportedModel, imported_model
-from moeprof.interop.source import UNKNOWN_PHASE, Counted, Facts, Source, Tokens
+from moeprof.interop.source import STAND_IN_PHASE, Counted, Facts, Source, Tokens
 from moeprof.interop.suspicion import suspicions
 from moeprof.trace import Trace, open_trace, schema
 from moeprof.trace.counts_only import write_counts
@@ -64,6 +64,8 @@ def import_trace(
     model = _model(source, facts, files)
     missing = _missing(source, model, facts)
     histogram = _histogram(source, model)
+    if "phase" in missing:
+        tell("nothing says whether the tokens were prefill or decode; --phase does")
     for note in (*source.notes, *model.notes, *suspicions(histogram, model.shape.top_k)):
         tell(note)
     origin = Origin(
@@ -116,11 +118,6 @@ def _missing(source: Source, model: ImportedModel, facts: Facts) -> frozenset[st
     unsaid = any(tokens.phase is None for tokens in source.documents)
     if unsaid or any(entry.phase is None for entry in source.counted):
         if facts.phase is None:
-            raise TraceError(
-                "the files do not say whether their tokens are prefill or decode",
-                "add --phase prefill or --phase decode, or --phase unknown if they are mixed",
-            )
-        if facts.phase == UNKNOWN_PHASE:
             missing.add("phase")
     elif facts.phase is not None:
         raise TraceError("--phase: the files say the phase of their tokens", "leave it out")
@@ -212,7 +209,7 @@ def _with_phase(tokens: Tokens, facts: Facts) -> Tokens:
 
 
 def _phase_index(facts: Facts) -> int:
-    return schema.PHASES.index("decode") if facts.phase == "decode" else 0
+    return STAND_IN_PHASE if facts.phase is None else schema.PHASES.index(facts.phase)
 
 
 def _block(sequence: int, tokens: Tokens, with_weights: bool) -> TokenBlock:

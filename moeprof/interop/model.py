@@ -72,6 +72,7 @@ def imported_model(
     experts = _needed(num_experts, "how many experts a layer has", "--num-experts N")
     if experts > MAX_EXPERTS:
         raise TraceError(f"{experts} experts, this format of traces holds {MAX_EXPERTS} at most")
+    sizes = _sizes(stated, facts, known, num_rows)
     shape = ModelShape(
         model_type=facts.model_type
         or stated.model_type
@@ -82,21 +83,24 @@ def imported_model(
         top_k=_needed(top_k, "how many experts a token chooses", "--top-k K"),
         hidden_size=0 if known is None else known.hidden_size,
         vocab_size=0 if known is None else known.vocab_size,
-        expert_bytes=_sizes(stated, facts, known, num_rows),
+        expert_bytes=sizes or (1,) * num_rows,
         dense_bytes=(stated.dense_bytes or 0) if known is None else known.dense_bytes,
         dtype="unknown" if known is None else known.dtype,
     )
     if facts.model is not None:
         return ImportedModel(facts.model.identity, shape, frozenset(), tuple(notes))
-    missing = frozenset({"fingerprint", "hidden_size", "vocab_size", "dense_bytes"})
+    missing = {"fingerprint", "hidden_size", "vocab_size", "dense_bytes"}
+    if sizes is None:
+        missing.add("expert_bytes")
+        notes.append("nothing says how large an expert is; --expert-bytes does, for budgets")
     identity = ModelIdentity(stated.model_name or name, "", "")
-    return ImportedModel(identity, shape, missing, tuple(notes))
+    return ImportedModel(identity, shape, frozenset(missing), tuple(notes))
 
 
 def _sizes(
     stated: Stated, facts: Facts, known: ModelShape | None, num_rows: int
-) -> tuple[int, ...]:
-    """Bytes of one expert of each layer: as in the files, else as given, else the checkpoint's."""
+) -> tuple[int, ...] | None:
+    """Bytes of one expert of each layer: as in the files, as given, or the checkpoint's."""
     given = None if facts.expert_bytes is None else (facts.expert_bytes,) * num_rows
     if stated.expert_bytes is not None:
         if given not in (None, stated.expert_bytes):
@@ -104,13 +108,7 @@ def _sizes(
                 "--expert-bytes: the files state the size of the experts themselves", "leave it out"
             )
         return stated.expert_bytes
-    if given is None and known is not None:
-        return known.expert_bytes
-    return _needed(
-        given,
-        "how large an expert is",
-        "--expert-bytes SIZE (all matrices of one expert as stored), or --model MODEL",
-    )
+    return known.expert_bytes if given is None and known is not None else given
 
 
 def _agreed(what: str, option: str, given: T | None, stated: T | None, known: T | None) -> T | None:

@@ -11,8 +11,8 @@ from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
 from moeprof.trace.schema import NO_EXPERT, PHASES, ModelIdentity
 
-UNKNOWN_PHASE = "unknown"
-PHASE_CHOICES = (*PHASES, UNKNOWN_PHASE)
+# What tokens stand as whose phase nobody says: a log of single tokens is read one by one.
+STAND_IN_PHASE = PHASES.index("decode")
 # Ids are stored as uint16, of which the last is NO_EXPERT.
 MAX_EXPERTS = NO_EXPERT
 
@@ -34,7 +34,7 @@ class Facts:
         top_k: experts chosen per token (K).
         moe_layers: checkpoint indices of the MoE layers, ascending.
         expert_bytes: bytes of one expert, in every layer.
-        phase: `prefill`, `decode`, or `unknown` where the files mix them.
+        phase: `prefill` or `decode`.
         model_type: transformers' `model_type`.
         model: a checkpoint, for whatever neither the files nor the fields above say.
         domain: the domain that all tokens are filed under.

@@ -8,7 +8,7 @@ from moeprof.errors import TraceError
 UNSAID = {
     "rows": "which experts a token chose together, it holds counts only",
     "order": "in which order the tokens came",
-    "phase": "whether its tokens were prefill or decode, all stand as prefill",
+    "phase": "whether its tokens were prefill or decode, all stand as decode",
     "documents": "where one document ends and the next begins",
     "rank": "in which order the router ranked a token's experts",
     "weights": "the router's weights",
@@ -17,6 +17,7 @@ UNSAID = {
     "fingerprint": "which checkpoint it is of",
     "hidden_size": "how wide the residual stream is",
     "vocab_size": "how large the vocabulary is",
+    "expert_bytes": "how many bytes an expert has, each stands as 1",
     "dense_bytes": "how many bytes lie outside the experts, at least those that are stated",
 }
 

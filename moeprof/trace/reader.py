@@ -25,6 +25,7 @@ _RECOUNT = "delete the file; the parts are then counted instead"
 _IMPORT = "import it anew, or use a trace recorded by moeprof trace"
 _IMPORT_WITH = {
     "fingerprint": "import it anew with --model MODEL, the checkpoint that it is of",
+    "expert_bytes": "import it anew with --expert-bytes SIZE, all matrices of one expert as stored",
     "phase": "import it anew with --phase prefill or --phase decode, if it is of one phase",
 }
 
