@@ -73,11 +73,11 @@ class Exchange {
     ExchangeView view() const {
         auto* bytes = static_cast<std::uint8_t*>(device_);
         return {static_cast<ExchangeHeader*>(device_),
-                reinterpret_cast<float*>(bytes + layout_.rows),
-                reinterpret_cast<std::uint16_t*>(bytes + layout_.ids),
-                reinterpret_cast<float*>(bytes + layout_.weights),
-                reinterpret_cast<const float*>(bytes + layout_.outputs),
-                reinterpret_cast<const float*>(bytes + layout_.sums),
+                reinterpret_cast<std::uint64_t*>(bytes + layout_.rows),
+                reinterpret_cast<std::uint64_t*>(bytes + layout_.ids),
+                reinterpret_cast<std::uint64_t*>(bytes + layout_.weights),
+                reinterpret_cast<const std::uint64_t*>(bytes + layout_.outputs),
+                reinterpret_cast<const std::uint64_t*>(bytes + layout_.sums),
                 timeout_ns_};
     }
 
