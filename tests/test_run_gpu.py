@@ -11,6 +11,7 @@ from moeprof.demo import model_path
 from moeprof.placement.tier import Tier
 from moeprof.runtime import Sampling, Session, load
 from moeprof.runtime.measurement import measure_hardware
+from moeprof.runtime.q8_linear import DeviceQ8Linear
 
 pytestmark = pytest.mark.gpu
 
@@ -131,3 +132,21 @@ def test_a_measured_device_prices_tokens_and_batches(bundled: Checkpoint) -> Non
             assert batch is not None
             assert batch(10**5, 64) >= batch(10**5) > 0
             assert profile.expert_time(tier, weight_format)(10**5) > 0
+
+
+def test_linear_layers_in_q8_0_are_captured_and_compiled_and_no_placement_changes_a_bit(
+    bundled: Checkpoint,
+) -> None:
+    found = []
+    for seed in range(3):
+        placement = make_placement(bundled, tiers_of(bundled, seed))
+        options = {"device": "cuda", "weight_format": "q8_0", "dense_format": "q8_0"}
+        session = Session(load(placement, bundled, **options))
+        assert session.sequence.notes == ()
+        found.append(session.generate(PROMPT, Sampling(max_new_tokens=24)).token_ids)
+    assert found == [found[0]] * 3
+    layers = [m for m in session.loaded.model.modules() if isinstance(m, DeviceQ8Linear)]
+    assert len(layers) == 6 * 4
+    assert all(parameter.is_cuda for layer in layers for parameter in layer.parameters())
+    kept = sum(p.nbytes for p in session.loaded.model.parameters())
+    assert kept < session.loaded.placement.budget.dense_bytes

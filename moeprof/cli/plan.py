@@ -44,6 +44,9 @@ def plan(
             "as in the checkpoint]",
         ),
     ] = None,
+    dense_format: Annotated[
+        str, typer.Option(help="Format to run linear layers outside the experts in: q8_0, stored.")
+    ] = "stored",
     device_context: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +71,7 @@ def plan(
         moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 \
             --device-context 0 -o plan.json
     """
+    from moeprof.checkpoint.dense_layers import DENSE_FORMATS
     from moeprof.checkpoint.facts import model_facts
     from moeprof.native.reference import BLOCK_BYTES
     from moeprof.placement import check_free, placement_text, write_placement, write_whole
@@ -80,6 +84,8 @@ def plan(
         raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASE_CHOICES)}")
     if weight_format is not None and weight_format not in BLOCK_BYTES:
         raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
+    if dense_format not in DENSE_FORMATS:
+        raise typer.BadParameter(f"{dense_format!r} is not one of {', '.join(DENSE_FORMATS)}")
     picture = plot or output.with_suffix(".png")
     if picture == output:
         raise typer.BadParameter(f"{output} cannot hold both manifest and picture; name it .json")
@@ -96,6 +102,7 @@ def plan(
         seed=seed,
         hardware=profile,
         weight_format=weight_format,
+        dense_format=dense_format,
     )
     opened = open_trace(trace)
     placement = make_plan(opened, model_facts(model, request), request)

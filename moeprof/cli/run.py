@@ -59,6 +59,10 @@ def run(
             "[default: the plan's; if it leaves that open, bf16 for a bfloat16 model, else stored]",
         ),
     ] = None,
+    dense_format: Annotated[
+        str,
+        typer.Option(help="Of linear layers outside the experts: q8_0, or stored for --dtype."),
+    ] = "stored",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -106,6 +110,7 @@ def run(
         "device": device,
         "dtype": dtype,
         "weight_format": weight_format,
+        "dense_format": dense_format,
         "num_threads": threads,
         "layer_times": layer_times,
         "store": store,

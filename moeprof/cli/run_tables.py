@@ -32,6 +32,8 @@ def print_report(report: RunReport, console: Console) -> None:
 def _tiers(report: RunReport) -> Table:
     held = report.dtype if report.weight_format == STORED else report.weight_format
     title = f"{report.model} in {report.dtype} on {report.device}, experts in {held}"
+    if report.dense_format != STORED:
+        title += f", linear layers outside in {report.dense_format}"
     table = Table(title=title, title_justify="left")
     table.add_column("tier")
     table.add_column("lives on")

@@ -131,6 +131,28 @@ def quantize_expert(
     biases: tuple[int, int, int] | None = None,
     path: str | None = None,
 ) -> None: ...
+def quantize_matrix(
+    values: int,
+    value_type: str,
+    num_rows: int,
+    row_size: int,
+    weight_format: str,
+    packed: NDArray[np.uint8],
+    workers: Workers,
+) -> None: ...
+def multiply_packed(
+    workers: Workers,
+    packed: int,
+    bias: int,
+    num_rows: int,
+    row_size: int,
+    weight_format: str,
+    rows: int,
+    type: str,
+    num_tokens: int,
+    output: int,
+    path: str | None = None,
+) -> None: ...
 
 class HostMemory:
     def __init__(self, num_bytes: int) -> None: ...

@@ -24,6 +24,7 @@ def row_products(
     columns: int,
     element: str,
     stream: int,
+    scales: Sequence[int] = (),
 ) -> None: ...
 def route(
     addresses: Sequence[int],

@@ -88,7 +88,7 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
             seed=request.seed,
         ),
         verdict=verdict(problem.phase, solution.in_vram, own, baselines),
-        notes=tuple(_notes(trace, problem, clocks)),
+        notes=(*_notes(trace, problem, clocks), *_notes_on_format(request)),
     )
 
 
@@ -207,6 +207,15 @@ def _notes(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:
     yield from _notes_on_speed(trace, problem, clocks)
     if not trace.metadata.complete:
         yield "the trace is not complete: moeprof trace --resume continues it"
+
+
+def _notes_on_format(request: PlanRequest) -> Iterator[str]:
+    chosen = request.dense_format
+    if chosen != "stored":
+        yield (
+            f"linear layers outside the experts are sized in {chosen}: run with --dense-format "
+            f"{chosen}"
+        )
 
 
 def _notes_on_speed(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:

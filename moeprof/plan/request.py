@@ -53,6 +53,7 @@ class PlanRequest:
         hardware: the machine's profile; None leaves speeds unpredicted.
         weight_format: of the experts while running: `q8_0`, `q4_0` or `bf16`; None leaves it open
             and takes their size in the checkpoint.
+        dense_format: of the linear layers outside the experts while running: `q8_0`, or `stored`.
     """
 
     vram_bytes: int
@@ -64,6 +65,7 @@ class PlanRequest:
     seed: int = 0
     hardware: HardwareProfile | None = None
     weight_format: str | None = None
+    dense_format: str = "stored"
 
     def __post_init__(self) -> None:
         if self.phase is not None and self.phase not in PHASE_CHOICES:

@@ -107,6 +107,7 @@ class RunReport:
         model: the checkpoint's name.
         device: of everything outside the experts and of the vram tier.
         dtype: element type of activations and of the weights outside the experts.
+        dense_format: of the linear layers outside the experts; `stored` for `dtype`.
         weight_format: of the experts; `stored` for `dtype` and torch's own arithmetic.
         host_only: whether both tiers lived in host memory.
         tiers: each tier's experts and bytes.
@@ -124,6 +125,7 @@ class RunReport:
     model: str
     device: str
     dtype: str
+    dense_format: str
     weight_format: str
     host_only: bool
     tiers: dict[str, TierReport]
@@ -180,6 +182,7 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
         model=loaded.checkpoint.name,
         device=str(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
+        dense_format=loaded.dense_format,
         weight_format=loaded.experts.weight_format,
         host_only=loaded.device.type == "cpu",
         tiers={

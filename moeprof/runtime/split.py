@@ -17,7 +17,7 @@ from moeprof.checkpoint.modules import ExpertsModule
 from moeprof.errors import UnsupportedModelError
 from moeprof.model_shape import ModelShape
 from moeprof.native import ExpertLayer, Workers
-from moeprof.native.cores import physical_cores
+from moeprof.native.cores import physical_cores, resident_workers
 from moeprof.placement.tier import Tier
 from moeprof.runtime.device_experts import Counted, DeviceExperts, HandOver
 from moeprof.runtime.experts import LayerExperts
@@ -79,6 +79,10 @@ class SplitExperts(Protocol):
     @property
     def weight_format(self) -> str:
         """`q8_0`, `q4_0`, `bf16`, or `stored` for the model's own type and torch's arithmetic."""
+
+    @property
+    def workers(self) -> Workers:
+        """Threads of the host that compute, one per core unless told otherwise."""
 
     @property
     def expert_bytes(self) -> tuple[int, ...]:
@@ -189,15 +193,9 @@ class PackedExperts:
 
     @cached_property
     def workers(self) -> Workers:
-        """Resident threads, one per core unless told otherwise.
-
-        With a CUDA device one core is left to the thread that waits for it: a worker that shares
-        its core with another thread makes all others wait.
-        """
-        cores = physical_cores()
-        if self._request.device.type == "cuda" and len(cores) > 1:
-            cores = cores[:-1]
-        return Workers(self._request.num_threads or len(cores), cores)
+        """See `SplitExperts.workers`."""
+        request = self._request
+        return resident_workers(request.num_threads, request.device.type == "cuda")
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """See `SplitExperts.put`."""

@@ -1,6 +1,7 @@
 """The tiers of experts as the model's own element type has them, computed by torch."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ from moeprof.checkpoint.expert_layout import read_layout
 from moeprof.checkpoint.modules import ExpertsModule
 from moeprof.checkpoint.packed_shape import expert_parameters, parameter_shapes
 from moeprof.errors import UnsupportedModelError
+from moeprof.native import Workers
+from moeprof.native.cores import resident_workers
 from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import LayerExperts
 from moeprof.runtime.layer_times import LayerClock
@@ -39,6 +42,12 @@ class StoredExperts:
         self.clock = (
             LayerClock(len(specs), request.meter, request.device) if request.timed else None
         )
+
+    @cached_property
+    def workers(self) -> Workers:
+        """See `SplitExperts.workers`."""
+        request = self._request
+        return resident_workers(request.num_threads, request.device.type == "cuda")
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """See `SplitExperts.put`."""
