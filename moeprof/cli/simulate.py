@@ -13,7 +13,6 @@ from moeprof.errors import CapacityError
 if TYPE_CHECKING:
     from moeprof.model_shape import ModelShape
     from moeprof.plan.simulation import Simulation
-    from moeprof.policies import Policy
 
 _BUDGETS = "5%,10%,15%,20%,30%,40%,50%,60%,75%,90%"
 _MOST_THREADS = 4
@@ -83,7 +82,7 @@ def simulate(
     """
     from moeprof.placement import check_free, write_whole
     from moeprof.plan import PHASE_CHOICES
-    from moeprof.plan.simulation import SimulationRequest, expert_bytes_in, usual_policies
+    from moeprof.plan.simulation import SimulationRequest, expert_bytes_in
     from moeprof.plan.simulation import simulate as replay_all
     from moeprof.policies import parse_policy, user_policy
     from moeprof.trace import open_trace
@@ -96,15 +95,15 @@ def simulate(
     named = [parse_policy(text) for text in _split([*(policy or []), *(policies or [])])]
     named += [user_policy(text) for text in policy_file or []]
     expert_bytes = expert_bytes_in(opened.shape, weight_format)
-    chosen = _once(named or usual_policies(opened, domain, phase, held_out=not all_documents))
     request = SimulationRequest(
-        policies=_with_optimum(chosen) if plot else chosen,
+        policies=tuple(named),
         budgets=_budgets(budget, slots, opened.shape, expert_bytes),
         domain=domain,
         phase=phase,
         held_out=not all_documents,
         folds=folds,
         restart=restart,
+        bounded=plot is not None,
         hardware=machine(hardware, gpu, ram),
         weight_format=weight_format,
         seed=seed,
@@ -124,16 +123,6 @@ def simulate(
 
 def _split(texts: list[str]) -> list[str]:
     return [one for text in texts for one in text.split(",") if one]
-
-
-def _once(policies: "list[Policy]") -> "tuple[Policy, ...]":
-    return tuple({policy.name: policy for policy in policies}.values())
-
-
-def _with_optimum(policies: "tuple[Policy, ...]") -> "tuple[Policy, ...]":
-    from moeprof.policies import parse_policy
-
-    return _once([*policies, parse_policy("optimum")])
 
 
 def _budgets(

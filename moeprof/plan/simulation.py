@@ -46,7 +46,8 @@ class SimulationRequest:
     """What to replay.
 
     Attributes:
-        policies: each is replayed under each budget.
+        policies: each is replayed under each budget; none for `USUAL_POLICIES`, without `static`
+            where it cannot be held out.
         budgets: bytes that experts in VRAM may take.
         domain: the domain whose documents are replayed and learned from; None for all.
         phase: routing that a policy learns from: `decode`, `prefill` or `all`; None for decode
@@ -54,6 +55,7 @@ class SimulationRequest:
         held_out: whether a policy that learns is scored on other documents than it learned from.
         folds: folds of documents for that.
         restart: whether the cache starts anew with each document.
+        bounded: whether `optimum` is replayed, too.
         hardware: prices it; None for no tokens/s.
         weight_format: of the experts; None as stored.
         seed: of folds and resamples.
@@ -67,6 +69,7 @@ class SimulationRequest:
     held_out: bool = True
     folds: int = 5
     restart: bool = False
+    bounded: bool = False
     hardware: HardwareProfile | None = None
     weight_format: str | None = None
     seed: int = 0
@@ -124,16 +127,6 @@ def expert_bytes_in(shape: ModelShape, weight_format: str | None) -> tuple[int, 
     return tuple(size * block // (element * BLOCK_SIZE) for size in shape.expert_bytes)
 
 
-def usual_policies(
-    trace: Trace, domain: str | None, phase: str | None, held_out: bool
-) -> list[Policy]:
-    """What to replay unless told otherwise; without `static` where it cannot be held out."""
-    usual = [parse_policy(text) for text in USUAL_POLICIES]
-    if held_out and training_counts(trace, domain, phase).any(axis=(1, 2)).sum() < 2:
-        return [policy for policy in usual if not policy.learns]
-    return usual
-
-
 def simulate(trace: Trace, request: SimulationRequest) -> Simulation:
     """Replay policies over the documents of a trace.
 
@@ -152,8 +145,9 @@ def simulate(trace: Trace, request: SimulationRequest) -> Simulation:
             f"trace {trace.name}: no domain {request.domain!r}",
             f"its domains are {', '.join(trace.domains)}",
         )
-    replays = _Replays(trace, request)
-    pairs = list(product(request.policies, request.budgets))
+    policies = _policies(trace, request)
+    replays = _Replays(trace, request, policies)
+    pairs = list(product(policies, request.budgets))
     with ThreadPoolExecutor(request.threads) as pool:
         rows = list(pool.map(lambda pair: replays.rows(*pair), pairs))
     table = pd.DataFrame([row for of_pair in rows for row in of_pair])
@@ -167,12 +161,25 @@ def simulate(trace: Trace, request: SimulationRequest) -> Simulation:
     )
 
 
+def _policies(trace: Trace, request: SimulationRequest) -> tuple[Policy, ...]:
+    policies = list(request.policies) or [parse_policy(text) for text in USUAL_POLICIES]
+    if not request.policies and request.held_out:
+        documents = training_counts(trace, request.domain, request.phase).any(axis=(1, 2))
+        if documents.sum() < 2:
+            policies = [policy for policy in policies if not policy.learns]
+    if request.bounded:
+        policies.append(parse_policy("optimum"))
+    return tuple({policy.name: policy for policy in policies}.values())
+
+
 class _Replays:
     """What all replays share."""
 
-    def __init__(self, trace: Trace, request: SimulationRequest) -> None:
+    def __init__(
+        self, trace: Trace, request: SimulationRequest, policies: tuple[Policy, ...]
+    ) -> None:
         self.request = request
-        self.foreseeing = {one.name for one in request.policies if one.knows_future}
+        self.foreseeing = {one.name for one in policies if one.knows_future}
         domains = None if request.domain is None else (request.domain,)
         accesses = read_accesses(trace, domains)
         cells = trace.cell_counts()
@@ -184,7 +191,10 @@ class _Replays:
         self.expert_bytes = expert_bytes_in(trace.shape, request.weight_format)
         self.cell_bytes = cell_bytes(self.expert_bytes, trace.shape.num_experts)
         self.clocks = self._clocks(trace.shape)
-        self.training, self.held_out = self._learned(trace)
+        self.training: NDArray[np.int64] | None = None
+        self.held_out: HeldOut | None = None
+        if any(policy.learns for policy in policies):
+            self._learn(trace)
         self.working_set_bytes = self._working_set_bytes()
 
     def num_steps(self, phase: str) -> int:
@@ -227,15 +237,14 @@ class _Replays:
             return replay(*given, self.training, restart)
         return replay_held_out(*given, self.held_out, restart)
 
-    def _learned(self, trace: Trace) -> tuple[NDArray[np.int64] | None, HeldOut | None]:
-        """Counts of all documents, or folds, if anything is learned at all."""
+    def _learn(self, trace: Trace) -> None:
+        """Folds of documents, or the counts of all."""
         request = self.request
-        if not any(policy.learns for policy in request.policies):
-            return None, None
         chosen = (trace, request.domain, request.phase)
-        if not request.held_out:
-            return training_counts(*chosen).sum(axis=0), None
-        return None, hold_out(*chosen, request.folds, request.seed)
+        if request.held_out:
+            self.held_out = hold_out(*chosen, request.folds, request.seed)
+        else:
+            self.training = training_counts(*chosen).sum(axis=0)
 
     def _clocks(self, shape: ModelShape) -> Clocks:
         request = self.request
