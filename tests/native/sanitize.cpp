@@ -16,6 +16,7 @@
 #include "experts.hpp"
 #include "linear.hpp"
 #include "quantize.hpp"
+#include "replay.hpp"
 
 using namespace moeprof;
 
@@ -206,6 +207,7 @@ void contend(const Case& given, const Path& path, const Got& expected) {
 }  // namespace
 
 int main() {
+    replay_everything();
     for (const Format format : {Format::kQ8_0, Format::kQ4_0, Format::kBf16}) {
         const Case given(format);
         const Got expected = compute(given, kScalarPath, 1);
