@@ -131,10 +131,22 @@ def test_the_figure_draws_every_policy_between_chance_and_the_optimum(tmp_path):
     trace = make_routed(tmp_path / "t", SHAPE, made)
     found = simulate(trace, request("static", "lru", "optimum", budgets=(2000, 4000)))
     figure = policy_figure(found)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["prefill", "decode"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "prefill: share of lookups that hit",
+        "decode: share of lookups that hit",
+    ]
     for axes, phase in zip(figure.axes, ("prefill", "decode"), strict=True):
         lines = {line.get_label(): line for line in axes.get_lines()}
         assert {"chance", "static", "lru", "optimum"} <= set(lines)
         expected = found.rows[(found.rows["phase"] == phase) & (found.rows["policy"] == "lru")]
         assert lines["lru"].get_xdata().tolist() == [0.25, 0.5]
         assert lines["lru"].get_ydata().tolist() == expected["hit_rate"].tolist()
+
+
+def test_the_figure_shows_speed_where_it_is_priced(tmp_path):
+    trace = make_routed(tmp_path / "t", SHAPE, {"a": [decoded(1, 2, 1)] * 3})
+    found = simulate(trace, request("lru", budgets=(2000, 4000), hardware=make_hardware()))
+    *_, axes = policy_figure(found).axes
+    assert axes.get_title(loc="left") == "decode: tokens/s, predicted"
+    (line,) = axes.get_lines()
+    assert line.get_ydata().tolist() == found.rows["tokens_per_s"].tolist()

@@ -76,8 +76,8 @@ void replay(const Lookups& lookups, const Uses* uses, const ReplayTimes& times, 
             const ReplayOutput& output);
 
 // The most lookups that can hit where is_scored[batch] holds, among all ways to keep up to
-// `capacity` entries of each pool, to bring in any of a batch's cells, and to begin (and begin anew)
-// with any: after each batch those stay whose next use is scored and comes first. As `replay`
+// `capacity` entries of each pool, to bring in any of a batch's cells, and to begin (and begin
+// anew) with any: after each batch those stay whose next use is scored and comes first. As `replay`
 // otherwise.
 template <typename Uses>
 void replay_optimum(const Lookups& lookups, const Uses* uses, const ReplayTimes& times,

@@ -313,6 +313,8 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
         )
     elif replays.training is not None:
         yield "what a policy learns is not held out: it is scored on what it learned from"
+    if replays.held_out is not None or replays.training is not None:
+        yield "lists of cells are in VRAM from the start: loading them is not counted as read"
     where = "starts anew with each document" if request.restart else "goes on across documents"
     yield f"{documents} document{'s' * (documents > 1)}; the cache {where}"
     if replays.split.degrees < 1:

@@ -23,6 +23,9 @@ def static_set(
     order = np.argsort(-(uses / (cell_bytes / cell_bytes.min())), kind="stable")
     taken = np.zeros(len(uses), np.bool_)
     smallest = int(cell_bytes.min())
+    if (cell_bytes == smallest).all():
+        taken[order[: budget_bytes // smallest]] = True
+        return taken
     room = budget_bytes
     for cell, size in zip(order.tolist(), cell_bytes[order].tolist(), strict=True):
         if room < smallest:

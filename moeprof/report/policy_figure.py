@@ -18,48 +18,61 @@ _GREY = "#8C8C8C"
 
 
 def policy_figure(simulation: Simulation) -> Figure:
-    """Hit rate over the share of experts that fit, by phase, between chance and the optimum."""
+    """Hit rate over the share of experts that fit, by phase, between chance and the optimum.
+
+    Where decoding is priced, a last panel shows its tokens/s.
+    """
     rows = simulation.rows
     phases = list(dict.fromkeys(rows["phase"]))
-    figure = Figure(figsize=(2.4 + 4.8 * len(phases), 4.9), layout="constrained")
-    panels = figure.subplots(1, len(phases), sharey=True, squeeze=False)[0]
-    total = simulation.total_bytes
-    for axes, phase in zip(panels, phases, strict=True):
-        _draw(axes, rows[rows["phase"] == phase])
+    priced = rows[(rows["phase"] == "decode") & rows["tokens_per_s"].notna()]
+    columns = len(phases) + bool(len(priced))
+    figure = Figure(figsize=(2.4 + 4.6 * columns, 4.9), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    for axes, phase in zip(panels, phases, strict=False):
+        _draw_hits(axes, rows[rows["phase"] == phase])
         step = "token" if phase == "decode" else "prompt"
         needed = simulation.working_set_bytes[phase]
-        _mark_working_set(axes, needed / total, f"one {step}: {format_size(needed)}")
-        axes.set_title(phase, loc="left", fontsize=11)
-        axes.set_xlabel(f"share of all experts ({format_size(total)}) in VRAM")
-    panels[0].set_ylabel("share of lookups that hit")
+        words = f"one {step}: {format_size(needed)}"
+        _mark_working_set(axes, needed / simulation.total_bytes, words)
+        axes.set_title(f"{phase}: share of lookups that hit", loc="left", fontsize=11)
+    if len(priced):
+        _draw_curves(panels[-1], priced, "tokens_per_s")
+        panels[-1].set_ylim(bottom=0)
+        panels[-1].set_title("decode: tokens/s, predicted", loc="left", fontsize=11)
+    for axes in panels:
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel(f"share of all experts ({format_size(simulation.total_bytes)}) in VRAM")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     set_title(figure, _finding(rows, phases[-1]))
     return figure
 
 
-def _draw(axes: Axes, rows: pd.DataFrame) -> None:
-    policies = list(dict.fromkeys(rows["policy"]))
+def _draw_hits(axes: Axes, rows: pd.DataFrame) -> None:
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1.4, linestyle="--", label="chance")
-    own = 0
+    _draw_curves(axes, rows, "hit_rate")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _draw_curves(axes: Axes, rows: pd.DataFrame, name: str) -> None:
+    """A line for each policy, with its interval."""
+    policies = list(dict.fromkeys(rows["policy"]))
+    own = [policy for policy in policies if policy.split(":")[0] != "optimum"]
     for policy in policies:
         curve = rows[rows["policy"] == policy].sort_values("budget_share")
-        x, y = curve["budget_share"].to_numpy(), curve["hit_rate"].to_numpy()
-        if policy.split(":")[0] == "optimum":
+        x, y = curve["budget_share"].to_numpy(), curve[name].to_numpy()
+        if policy not in own:
             axes.plot(x, y, color="black", linewidth=1.6, label=policy, marker=".", zorder=1)
             continue
-        colour = _COLOURS[own % len(_COLOURS)]
-        marker = _MARKERS[own % len(_MARKERS)]
-        own += 1
-        low, high = (curve[f"hit_rate_{end}"].to_numpy(np.float64) for end in ("low", "high"))
+        place = own.index(policy)
+        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+        low, high = (curve[f"{name}_{end}"].to_numpy(np.float64) for end in ("low", "high"))
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=4, label=policy)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _mark_working_set(axes: Axes, share: float, text: str) -> None:
