@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from moeprof.analyze.skew import CARRIED
@@ -42,15 +41,25 @@ def to_json(analysis: "Analysis") -> str:
         "hot_sets": list(_hot_set_documents(analysis)),
         "jaccard": _records(analysis.jaccard),
         "transfer": _records(analysis.transfer),
+        "merging": _records(analysis.merging),
         "concentration": _concentration(analysis.concentration),
         "skew": _records(analysis.skew),
+        "locality": _locality(analysis),
+        "prediction": _records(analysis.prediction),
+        "prediction_layers": _records(analysis.prediction_layers),
+        "coactivation": _records(analysis.coactivation),
+        "pairs": _records(analysis.pairs),
+        "place_drift": _records(analysis.place_drift),
+        "trace_drift": _records(analysis.trace_drift),
+        "learning": _records(analysis.learning),
+        "sufficiency": _records(analysis.sufficiency),
         "notes": list(analysis.notes),
     }
     return json.dumps(document, allow_nan=False, ensure_ascii=False)
 
 
 def headline_row(frame: pd.DataFrame) -> "pd.Series[Any]":
-    """The first row of decode, or of prefill where there is no other: the whole trace's."""
+    """The first row of decode, or of prefill where there is none: that of the whole trace."""
     for phase in reversed(PHASES):
         rows = frame[frame["phase"] == phase]
         if len(rows):
@@ -72,7 +81,25 @@ def _concentration(frame: pd.DataFrame) -> dict[str, Any] | None:
     return entry(records[headline]) | {"samples": [entry(row) for row in records]}
 
 
+def _locality(analysis: "Analysis") -> dict[str, Any] | None:
+    lags = analysis.lag_overlap
+    if lags.empty:
+        return None
+    headline = headline_row(lags)
+    mine = lags[(lags["domain"] == headline["domain"]) & (lags["phase"] == headline["phase"])]
+    by_lag = {str(row["lag"]): row["overlap"] for row in _records(mine)}
+    head = {name: _records(mine)[0][name] for name in ("domain", "phase", "uniform", "unrelated")}
+    return head | {
+        "lag_overlap": by_lag,
+        "lags": _records(lags),
+        "lru": _records(analysis.lru),
+        "layers": _records(analysis.locality_layers),
+    }
+
+
 def _hot_set_documents(analysis: "Analysis") -> Iterator[dict[str, Any]]:
+    if analysis.hot_sets.empty:
+        return
     by_sample = analysis.hot_sets.groupby(["domain", "phase"], sort=False)
     for (domain, phase), cells in by_sample:
         pairs = cells[["layer", "expert"]].to_numpy().tolist()
@@ -80,11 +107,15 @@ def _hot_set_documents(analysis: "Analysis") -> Iterator[dict[str, Any]]:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON values: floats to six decimals, NaN as None."""
+    """Rows as JSON values: floats to six decimals, what is missing as None."""
     columns = {}
     for name in frame.columns:
-        values = frame[name].tolist()
+        missing = frame[name].isna()
+        values = [
+            None if gone else value
+            for value, gone in zip(frame[name].tolist(), missing, strict=True)
+        ]
         if frame[name].dtype.kind == "f":
-            values = [None if np.isnan(value) else round(value, 6) for value in values]
+            values = [None if value is None else round(value, 6) for value in values]
         columns[name] = values
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

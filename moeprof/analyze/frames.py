@@ -1,4 +1,4 @@
-"""Data frames of what counts say: samples, coverage, hot sets, overlap, skew."""
+"""Data frames of what counts say: samples, coverage, hot sets, overlap of domains, skew."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moeprof.analyze.hot_sets import hot_set, hot_set_size
 from moeprof.analyze.intervals import interval
+from moeprof.analyze.merging import merging
 from moeprof.analyze.overlap import hot_cells, jaccard, transfer
 from moeprof.analyze.sample import CoverageLines, Sample
 from moeprof.analyze.settings import BOTH_PHASES, OVERALL
@@ -104,6 +105,24 @@ def overlap_frames(samples: Sequence[Sample]) -> tuple[pd.DataFrame, pd.DataFram
         pd.DataFrame(indices, columns=["phase", "domain", "other", "jaccard"]),
         pd.DataFrame(moves, columns=["phase", "trained_on", "scored_on", *ends]),
     )
+
+
+def merging_frame(samples: Sequence[Sample], domains: Sequence[str]) -> pd.DataFrame:
+    """The frame `Analysis.merging`; empty with a single domain."""
+    found = []
+    for overall in (sample for sample in samples if sample.domain == OVERALL):
+        values = merging(overall, len(domains))
+        head = {"phase": overall.phase, "domain": [*domains, OVERALL]}
+        names = ("specialist", "merged", "loss")
+        columns = [with_interval(*pair) for pair in zip(names, values, strict=True)]
+        frame = pd.DataFrame(head | columns[0] | columns[1] | columns[2])
+        found.append(frame[frame["merged"].notna()])
+    return stacked(found)
+
+
+def stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One frame of many; without columns where there is none."""
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def concentration_frame(samples: Sequence[Sample]) -> pd.DataFrame:

@@ -3,14 +3,22 @@
 from collections.abc import Iterator, Sequence
 
 from moeprof.analyze.sample import Sample
-from moeprof.analyze.settings import BOTH_PHASES, OVERALL
+from moeprof.analyze.settings import BOTH_PHASES, OVERALL, AnalysisSettings
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.origin import UNSAID
 from moeprof.trace.reader import Trace
 from moeprof.trace.schema import PHASES
 
+# What each section needs of a source, beside counts.
+_NEEDS = {
+    "locality": "order",
+    "prediction": "rows",
+    "coactivation": "rows",
+    "drift": "order",
+}
 
-def notes_on_origin(trace: Trace | CellCounts) -> Iterator[str]:
+
+def notes_on_origin(trace: Trace | CellCounts, settings: AnalysisSettings) -> Iterator[str]:
     """What the source of an imported trace does not say and these numbers depend on."""
     origin = trace.metadata.origin if isinstance(trace, Trace) else None
     if origin is None:
@@ -18,6 +26,13 @@ def notes_on_origin(trace: Trace | CellCounts) -> Iterator[str]:
     for word in ("phase", "documents", "assignments"):
         if word in origin.missing:
             yield f"Imported from {origin.format}, which does not say {UNSAID[word]}."
+    for word in ("rows", "order"):
+        lost = [name for name, need in _NEEDS.items() if need == word and settings.has(name)]
+        if word in origin.missing and lost:
+            yield (
+                f"Imported from {origin.format}, which does not say {UNSAID[word]}: there is no "
+                f"section {' or '.join(lost)}."
+            )
 
 
 def notes_on_samples(cells: CellCounts, samples: Sequence[Sample]) -> Iterator[str]:

@@ -18,14 +18,12 @@ class CellCounts:
         domains: names, in the order of the trace.
         group_domain: [G] int64, index into `domains` of each document group.
         counts: [G, 2, L, E] int64, assignments; the second axis is `PHASES`.
-        group_number: [G] int64, number of each group in its domain; None where no trace says it.
     """
 
     shape: ModelShape
     domains: tuple[str, ...]
     group_domain: NDArray[np.int64]
     counts: NDArray[np.int64]
-    group_number: NDArray[np.int64] | None = None
 
     def select(self, domain: str | None = None, phase: str | None = None) -> NDArray[np.int64]:
         """Counts of the groups of one domain (None: all) in one phase (None: both summed).
