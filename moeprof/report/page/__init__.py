@@ -2,6 +2,7 @@
 
 from moeprof.report.page.document import report_page
 from moeprof.report.page.inputs import PageInputs
-from moeprof.report.page.policies import policy_curves
+from moeprof.report.page.policies import simulation_request
+from moeprof.report.page.strategies import swept_budgets
 
-__all__ = ["PageInputs", "policy_curves", "report_page"]
+__all__ = ["PageInputs", "report_page", "simulation_request", "swept_budgets"]

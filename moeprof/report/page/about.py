@@ -1,7 +1,7 @@
 """The section on the trace itself: what was traced, how much of it, and what to mind."""
 
 from moeprof.report.page.inputs import PageInputs
-from moeprof.report.page.parts import Cell, Column, Section, Table
+from moeprof.report.page.parts import Cell, Column, Section, Table, sentence
 from moeprof.trace.origin import UNSAID
 from moeprof.units import format_size
 
@@ -21,7 +21,7 @@ def about_section(inputs: PageInputs) -> Section:
         f"figures from up to {settings.folds} folds over documents; seed {settings.seed}.",
         *_origin(inputs),
         *inputs.analysis.notes,
-        *(() if inputs.placement is None else map(_sentence, inputs.placement.notes)),
+        *(() if inputs.placement is None else map(sentence, inputs.placement.notes)),
     )
     return Section("trace", "Trace", finding, prose, (), (_domains(inputs), _model(inputs)))
 
@@ -36,10 +36,6 @@ def _origin(inputs: PageInputs) -> tuple[str, ...]:
         return (f"Imported from {origin.format} ({files}).",)
     unsaid = "; ".join(UNSAID[word] for word in origin.missing)
     return (f"Imported from {origin.format} ({files}), which does not say: {unsaid}.",)
-
-
-def _sentence(note: str) -> str:
-    return f"{note[0].upper()}{note[1:].rstrip('.')}."
 
 
 def _domains(inputs: PageInputs) -> Table:

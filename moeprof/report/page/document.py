@@ -89,13 +89,16 @@ def report_page(inputs: PageInputs) -> str:
 
 def page_sections(inputs: PageInputs) -> tuple[Section, ...]:
     """Every section in the order of the page, those with nothing to show included."""
+    strategies = strategies_section(inputs)
+    compared = () if strategies.is_absent else (strategies,)
     return (
+        *compared,
         coverage_section(inputs),
         heat_map_section(inputs),
         domains_section(inputs),
-        strategies_section(inputs),
         policies_section(inputs),
         placement_section(inputs),
+        *(() if compared else (strategies,)),
         layers_section(inputs),
         about_section(inputs),
     )

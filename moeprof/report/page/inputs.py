@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from moeprof.analyze import OVERALL, Analysis
 from moeprof.errors import PlacementError
 from moeprof.placement import Placement
 from moeprof.plan.advice import Advice
+from moeprof.plan.simulation import Simulation
+from moeprof.report.page.parts import sentence
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.schema import TraceMetadata
 
@@ -25,7 +26,7 @@ class PageInputs:
         analysis: of the trace, every phase apart.
         placement: the plan to show.
         advice: what each strategy does at a budget.
-        policies: hit rates of caches, as `policies.policy_curves` gives them.
+        simulation: what caches hit at every size.
         reasons: why a section has nothing to show, by its key.
     """
 
@@ -34,7 +35,7 @@ class PageInputs:
     analysis: Analysis
     placement: Placement | None = None
     advice: Advice | None = None
-    policies: pd.DataFrame | None = None
+    simulation: Simulation | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,8 +80,7 @@ class PageInputs:
 
     def reason(self, key: str) -> str:
         """Why a section has nothing to show, as a sentence."""
-        reason = self.reasons.get(key, "nothing was computed for this section")
-        return f"{reason[0].upper()}{reason[1:].rstrip('.')}."
+        return sentence(self.reasons.get(key, "nothing was computed for this section"))
 
     def counts(self, phase: str, domain: str) -> NDArray[np.int64]:
         """[L, E] int64, assignments in a phase and a domain."""

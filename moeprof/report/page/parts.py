@@ -86,6 +86,7 @@ class Section:
         prose: paragraphs between the finding and the chart.
         charts: in order.
         tables: below the charts.
+        rests_on: sentences for those who want to know how it was computed.
         is_absent: whether `finding` says why there is nothing to show.
     """
 
@@ -95,12 +96,18 @@ class Section:
     prose: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
+    rests_on: tuple[str, ...] = ()
     is_absent: bool = False
 
 
 def absent(key: str, title: str, reason: str) -> Section:
     """A section with nothing in it but the reason."""
     return Section(key, title, reason, is_absent=True)
+
+
+def sentence(text: str) -> str:
+    """A clause as a sentence: with a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:].rstrip('.')}."
 
 
 def share_cell(value: float, low: float = np.nan, high: float = np.nan) -> Cell:

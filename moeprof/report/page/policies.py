@@ -1,16 +1,15 @@
-"""The section on policies: hit rates of caches of every size, on documents not learned from."""
+"""The section on caches: hit rates of policies at every size, on documents not learned from."""
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from moeprof.policies import (
-    Accesses,
-    hold_out,
-    parse_policy,
-    read_accesses,
-    replay_held_out,
+from moeprof.plan import PlanRequest
+from moeprof.plan.simulation import (
+    Simulation,
+    SimulationRequest,
+    expert_bytes_in,
+    usual_policies,
 )
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import (
@@ -20,135 +19,140 @@ from moeprof.report.page.parts import (
     Section,
     Table,
     absent,
+    sentence,
     share_cell,
 )
 from moeprof.report.tables import percent
 from moeprof.trace import Trace
-from moeprof.trace.schema import PHASES
 from moeprof.units import format_size
 
 _KEY, _TITLE = "policies", "Caches"
-SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Each with the line that it has in the chart and the words it has beside it.
-_POLICIES = {
-    "static": ("1", "static list"),
-    "lru": ("2", "LRU"),
-    "lfu": ("3", "LFU with decay"),
-    "lfru": ("4", "LFRU"),
-    "optimum": ("bound", "optimum"),
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
+_WORDS = {
+    "static": "static list",
+    "lru": "LRU",
+    "lfu": "LFU with decay",
+    "lfru": "LFRU",
+    "optimum": "optimum",
 }
 _ADAPTIVE = ("lru", "lfu", "lfru")
 
 
-def policy_curves(trace: Trace, folds: int, seed: int) -> pd.DataFrame:
-    """Hit rates of the usual policies at `SHARES` of the bytes of all experts.
-
-    Args:
-        trace: what is replayed.
-        folds: folds over documents, of what a policy learns.
-        seed: of the folds.
-
-    Returns:
-        One row per policy, budget and phase: policy, share, budget_bytes, phase, hit_rate,
-        bytes_read.
-
-    Raises:
-        TraceError: the trace does not say in which order its tokens came, or has one document.
-    """
-    trace.require("order", "a cache cannot be replayed")
-    accesses = read_accesses(trace)
-    held_out = hold_out(trace, folds=folds, seed=seed)
-    shape = trace.shape
-    cell_bytes = np.repeat(np.asarray(shape.expert_bytes, np.int64), shape.num_experts)
-    phases = [phase for index, phase in enumerate(PHASES) if _has(accesses, index)]
-    rows = []
-    for name in _POLICIES:
-        for share in SHARES:
-            budget = int(share * shape.total_expert_bytes)
-            found = replay_held_out(accesses, parse_policy(name), budget, cell_bytes, held_out)
-            for phase in phases:
-                moved = found.total_bytes_read(phase)
-                rows.append((name, share, budget, phase, found.hit_rate(phase), moved))
-    columns = ["policy", "share", "budget_bytes", "phase", "hit_rate", "bytes_read"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _has(accesses: Accesses, phase: int) -> bool:
-    return bool(np.any(accesses.step_phase == phase))
+def simulation_request(trace: Trace, plan: PlanRequest) -> SimulationRequest:
+    """What to replay for a page: the usual policies at `SHARES` of the bytes of all experts."""
+    usual = usual_policies(trace, None, None, held_out=True)
+    total = sum(expert_bytes_in(trace.shape, plan.weight_format)) * trace.shape.num_experts
+    return SimulationRequest(
+        policies=tuple(policy for policy in usual if policy.name in _WORDS),
+        budgets=tuple(int(share * total) for share in SHARES),
+        folds=plan.folds,
+        hardware=plan.hardware,
+        weight_format=plan.weight_format,
+        seed=plan.seed,
+    )
 
 
 def policies_section(inputs: PageInputs) -> Section:
     """What a cache of each size would hit."""
-    curves = inputs.policies
-    if curves is None:
+    simulation = inputs.simulation
+    if simulation is None:
         return absent(_KEY, _TITLE, inputs.reason(_KEY))
-    phases = list(dict.fromkeys(curves["phase"]))
+    rows = simulation.rows
+    phases = list(dict.fromkeys(rows["phase"]))
     prose = [
         "A static list of experts in VRAM against caches that change with the text, at every size: "
-        "share of lookups that find their expert in VRAM. The list is chosen on other documents "
-        "than it is scored on; caches start empty and learn as they go. No policy can be above "
-        "the optimum, which knows the future; a list chosen blindly lies on the floor. Hits are "
-        "not yet speed: a cache copies what it misses.",
+        "share of lookups that find their expert in VRAM. No policy can hit more than the optimum, "
+        "which knows the future; experts kept blindly lie on the floor. Hits are not yet speed: a "
+        "cache copies what it misses.",
     ]
     if "prefill" in phases:
         prose.append("In prefill an expert is looked up once for all tokens of a prompt.")
-    tables = tuple(_table(curves, phase) for phase in phases)
-    return Section(_KEY, _TITLE, _finding(curves), tuple(prose), (_chart(inputs, curves),), tables)
+    minds = [f"Mind {text}." for text in simulation.warnings]
+    prose += [text for text in minds if f", {phases[-1]}:" in text]
+    charts = [_chart(simulation, "hit_rate")]
+    if rows["tokens_per_s"].notna().any():
+        charts.append(_chart(simulation, "tokens_per_s"))
+    tables = tuple(_table(rows, phase) for phase in reversed(phases))
+    notes = (*map(sentence, simulation.notes), *(one for one in minds if one not in prose))
+    return Section(_KEY, _TITLE, _finding(rows), tuple(prose), tuple(charts), tables, notes)
 
 
-def _finding(curves: pd.DataFrame) -> str:
-    """Where the best cache overtakes the list, and what the optimum would add there."""
-    phase = str(curves["phase"].iloc[-1])
-    rates = curves[curves["phase"] == phase].pivot(
-        index="share", columns="policy", values="hit_rate"
+def _finding(rows: pd.DataFrame) -> str:
+    """Whether a cache overtakes the list, and where by most."""
+    phase = str(rows["phase"].iloc[-1])
+    rates = rows[rows["phase"] == phase].pivot(
+        index="budget_share", columns="policy", values="hit_rate"
     )
-    adaptive = rates[list(_ADAPTIVE)].max(axis=1)
-    ahead = adaptive.index[adaptive > rates["static"]]
-    if len(ahead) == len(rates):
-        return f"In {phase}, a cache hits more than a static list at every size."
-    if len(ahead) == 0:
-        return f"In {phase}, a static list hits more than any cache at every size."
-    gap = (adaptive - rates["static"]).to_numpy()
-    best = rates.index.to_numpy(float)[gap.argmax()]
+    policies = [name for name in _ADAPTIVE if name in rates]
+    adaptive = rates[policies].max(axis=1).to_numpy()
+    shares = rates.index.to_numpy(float)
+    if "static" not in rates:
+        best = adaptive.max()
+        return f"In {phase}, the best cache hits up to {percent(best)} of the lookups."
+    gap = adaptive - rates["static"].to_numpy()
+    best, worst = int(gap.argmax()), int(gap.argmin())
+    if gap[best] <= 0:
+        return f"In {phase}, a static list hits more than any cache, at every size."
+    if gap[worst] > 0:
+        lead = f"In {phase}, a cache hits more than a static list at every size"
+    else:
+        lead = (
+            f"In {phase}, a cache hits more than a static list at {(gap > 0).sum()} of "
+            f"{len(gap)} sizes"
+        )
+    points = f"{100 * gap[best]:.1f}".removesuffix(".0")
     return (
-        f"In {phase}, a cache hits more than a static list at {len(ahead)} of {len(rates)} sizes, "
-        f"by up to {100 * gap.max():.1f} points, with {percent(best)} of the experts in VRAM."
+        f"{lead}, by {points} points at most, with {percent(shares[best])} of the experts in VRAM."
     )
 
 
-def _chart(inputs: PageInputs, curves: pd.DataFrame) -> Chart:
-    shape = inputs.analysis.shape
+def _chart(simulation: Simulation, figure: str) -> Chart:
     panels = []
-    for phase, of_phase in curves.groupby("phase", sort=False):
-        shares = list(dict.fromkeys(of_phase["share"]))
-        lines = [
-            {"name": words, "role": role, "y": of_phase.loc[of_phase["policy"] == name, "hit_rate"]}
-            for name, (role, words) in _POLICIES.items()
-        ]
-        lines.append({"name": "floor", "role": "floor", "y": shares})
-        panel: dict[str, Any] = {"title": str(phase), "x": shares, "lines": lines}
-        if phase == "decode":
-            panel["mark"] = {"x": shape.top_k / shape.num_experts, "name": "one token's experts"}
-        panels.append(panel)
+    for phase, rows in simulation.rows.groupby("phase", sort=False):
+        if rows[figure].isna().all():
+            continue
+        lines = []
+        for index, (name, curve) in enumerate(rows.groupby("policy", sort=False)):
+            low, high = curve[f"{figure}_low"], curve[f"{figure}_high"]
+            role = "bound" if name == "optimum" else str(index % 6 + 1)
+            words = _WORDS.get(str(name), str(name))
+            lines.append(
+                {"name": words, "role": role, "y": curve[figure], "low": low, "high": high}
+            )
+        of_one = rows.drop_duplicates("budget_share")
+        if figure == "hit_rate":
+            lines.append({"name": "floor", "role": "floor", "y": of_one["floor"]})
+        step = "token" if phase == "decode" else "prompt"
+        needed = simulation.working_set_bytes[str(phase)]
+        mark = {"x": needed / simulation.total_bytes, "name": f"one {step}"}
+        x = of_one["budget_share"]
+        panels.append({"title": str(phase), "x": x, "lines": lines, "mark": mark})
+    is_rate = figure == "hit_rate"
+    name = "hit rate" if is_rate else "tokens/s"
     data: dict[str, Any] = {
-        "x": {"name": "share of the experts' bytes in VRAM", "unit": "percent"},
-        "y": {"name": "hit rate", "unit": "percent"},
+        "x": {"name": f"share of {format_size(simulation.total_bytes)} of experts in VRAM"}
+        | {"unit": "percent"},
+        "y": {"name": name, "unit": "percent" if is_rate else "rate"},
         "panels": panels,
     }
-    return Chart("policies", "curves", "Hit rate of each policy against its size", data)
+    key = "policies" if is_rate else "policies-speed"
+    return Chart(key, "curves", f"{name} of each policy against its size", data)
 
 
-def _table(curves: pd.DataFrame, phase: str) -> Table:
-    rows = curves[curves["phase"] == phase]
-    sizes = rows.drop_duplicates("share")
+def _table(every: pd.DataFrame, phase: str) -> Table:
+    rows = every[every["phase"] == phase]
+    sizes = rows.drop_duplicates("budget_bytes")
     columns = [Column("policy", numeric=False)]
     columns += [
         Column(percent(share), format_size(budget))
-        for share, budget in zip(sizes["share"], sizes["budget_bytes"], strict=True)
+        for share, budget in zip(sizes["budget_share"], sizes["budget_bytes"], strict=True)
     ]
     body = []
-    for name, (_, words) in _POLICIES.items():
-        rates = rows.loc[rows["policy"] == name, "hit_rate"]
-        body.append((Cell(words, name), *(share_cell(rate) for rate in rates)))
-    caption = f"{phase}: hit rate by share of the experts' bytes in VRAM"
+    for name, curve in rows.groupby("policy", sort=False):
+        cells = [
+            share_cell(row["hit_rate"], row["hit_rate_low"], row["hit_rate_high"])
+            for _, row in curve.iterrows()
+        ]
+        body.append((Cell(_WORDS.get(str(name), str(name)), str(name)), *cells))
+    caption = f"{phase}: hit rate by share of the experts' bytes in VRAM, with 95 % intervals"
     return Table(caption, tuple(columns), tuple(body), folded=True)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from moeprof.placement import Estimate
+from moeprof.plan import ModelFacts, PlanRequest
 from moeprof.plan.advice import (
     ORACLE,
     WHOLE_LAYERS,
@@ -24,11 +25,22 @@ from moeprof.report.page.parts import (
     estimate_cell,
     estimate_text,
     estimated_share,
+    sentence,
 )
 from moeprof.report.tables import percent
 from moeprof.units import format_size
 
 _KEY, _TITLE = "strategies", "Strategies"
+_WORDS = {
+    "all_ram": "all experts in RAM",
+    "whole_layers": "whole layers",
+    "any_experts": "arbitrary experts",
+    "hot_set": "a hot set",
+    "cache": "a cache",
+    "hot_set_and_cache": "a hot set with a cache",
+    "oracle": "an oracle",
+}
+_SWEPT = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)  # of all experts
 # The line that belongs to a strategy in every chart.
 _ROLES = {
     "all_ram": "floor",
@@ -39,6 +51,14 @@ _ROLES = {
     "hot_set_and_cache": "3",
     "oracle": "bound",
 }
+
+
+def swept_budgets(facts: ModelFacts, plan: PlanRequest) -> tuple[int, ...]:
+    """The budget asked for and others, from no expert in VRAM to all of them, ascending."""
+    rest = facts.dense_bytes + facts.kv_cache_bytes + facts.workspace_bytes
+    rest += plan.device_context_bytes
+    swept = {rest + int(share * facts.total_expert_bytes) for share in _SWEPT}
+    return tuple(sorted(swept | {plan.vram_bytes}))
 
 
 def strategies_section(inputs: PageInputs) -> Section:
@@ -58,13 +78,13 @@ def strategies_section(inputs: PageInputs) -> Section:
         f"{format_size(budget.experts_available_bytes)} of it for experts. Gains are over the best "
         "split by whole layers in as much VRAM, which needs no trace. All figures are on "
         "documents that nothing was chosen on.",
-        *advice.rests_on,
         *_break_even(advice),
         *_domain_sets(advice),
     ]
     tables = [_table(advice, phase, folded=phase == "prefill") for phase in ("decode", "prefill")]
     found = tuple(table for table in tables if table is not None)
-    return Section(_KEY, _TITLE, _finding(advice), tuple(prose), _sweep(advice), found)
+    rests_on = tuple(map(sentence, advice.rests_on))
+    return Section(_KEY, _TITLE, _finding(advice), tuple(prose), _sweep(advice), found, rests_on)
 
 
 def _finding(advice: Advice) -> str:
@@ -98,8 +118,13 @@ def _figure(value: float, priced: bool) -> str:
 
 
 def strategy_words(one: StrategyOutcome) -> str:
-    """A strategy's name as readers are told of it."""
-    return one.name.replace("_", " ").replace("ram", "RAM")
+    """A strategy's name as readers are told of it, in the middle of a sentence."""
+    return _WORDS.get(one.name, one.name)
+
+
+def _short(one: StrategyOutcome) -> str:
+    """The same as a label."""
+    return strategy_words(one).removeprefix("a ").removeprefix("an ")
 
 
 def signed_percent(estimate: Estimate) -> tuple[str, str]:
@@ -147,7 +172,7 @@ def _cells(one: StrategyOutcome, outcome: PhaseOutcome, speeds: list[float]) -> 
     note = one.description if one.policy is None else f"{one.description}; {one.policy}"
     copied = one.copied_bytes_per_token
     return [
-        Cell(strategy_words(one), one.name, note),
+        Cell(_short(one), one.name, note),
         estimate_cell(outcome.tokens_per_s, max(speeds, default=None)),
         gain,
         estimated_share(outcome.hit_rate),
@@ -216,7 +241,7 @@ def _sweep_panel(advice: Advice, phase: str) -> dict[str, Any]:
     names: dict[str, str] = {}
     for index, point in enumerate(advice.sweep):
         for one in point.strategies:
-            names[one.name] = strategy_words(one)
+            names[one.name] = _short(one)
             values = outcomes.setdefault(one.name, [None] * len(advice.sweep))
             outcome = one.phase(phase)
             if outcome is not None:

@@ -15,7 +15,13 @@ from moeprof.plan.advice import (
 )
 from moeprof.report.page.coverage import row_at_share
 from moeprof.report.page.inputs import PageInputs
-from moeprof.report.page.parts import UNKNOWN, between, estimate_text, estimated_share
+from moeprof.report.page.parts import (
+    UNKNOWN,
+    between,
+    estimate_text,
+    estimated_share,
+    sentence,
+)
 from moeprof.report.page.strategies import signed_percent, strategy_words
 from moeprof.report.tables import percent
 from moeprof.units import format_size
@@ -109,8 +115,9 @@ def _of_advice(advice: Advice) -> Verdict:
     mood = {DO_NOT_BOTHER: "bad", CANNOT_TELL: "open"}.get(finding.answer, "good")
     budget = format_size(advice.budget.total_bytes)
     headline = f"{finding.answer[0].upper()}{finding.answer[1:]}, at {budget} of VRAM"
-    sentences = (finding.sentence, *advice.missing)
-    return Verdict(mood, headline, sentences, _advice_figures(advice), finding.would_change)
+    sentences = tuple(map(sentence, (finding.sentence, *advice.missing)))
+    changes = tuple(map(sentence, finding.would_change))
+    return Verdict(mood, headline, sentences, _advice_figures(advice), changes)
 
 
 def _advice_figures(advice: Advice) -> tuple[Figure, ...]:
@@ -155,7 +162,7 @@ def _of_plan(inputs: PageInputs, placement: Placement) -> Verdict:
         False: ("bad", f"Don't bother at {budget} of VRAM"),
         None: ("open", "Cannot tell yet"),
     }[judged.worthwhile]
-    sentences = [f"{judged.reason[0].upper()}{judged.reason[1:]}."]
+    sentences = [sentence(judged.reason)]
     if placement.hardware is None:
         sentences.append(
             "Tokens per second are not predicted, since the plan was made without a machine: "
