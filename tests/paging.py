@@ -1,11 +1,17 @@
 """What pages are made from, with figures that are told apart at sight."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from builders import make_counts, make_metadata
 from planning import make_placement
 
 from moeprof.analyze import AnalysisSettings, analyze
+from moeprof.cli import main
 from moeprof.placement import Estimate, HardwareOrigin, TraceOrigin
 from moeprof.plan.advice import (
     Advice,
@@ -17,6 +23,30 @@ from moeprof.plan.advice import (
     SweepPoint,
 )
 from moeprof.report.page import PageInputs
+
+ROOT = Path(__file__).resolve().parent.parent
+ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>&\"\u2028"
+
+
+def run(trace: object, *options: object) -> int:
+    """The exit code of `moeprof report`."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in ("report", ROOT / str(trace), *options)])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def inputs_of(prefill: object, decode: object = None, **changes: object) -> PageInputs:
+    """A page on one or two domains with the given counts [documents, L, E]."""
+    cells = make_counts(prefill, decode)  # type: ignore[arg-type]
+    return make_inputs(cells, make_metadata(cells.shape, cells.domains), **changes)
+
+
+def charts_of(page: str) -> dict[str, dict[str, object]]:
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page)
+    assert found is not None
+    charts: dict[str, dict[str, object]] = json.loads(found[1])
+    return charts
 
 
 def make_inputs(cells: Any, metadata: Any, **changes: Any) -> PageInputs:
@@ -65,6 +95,7 @@ def make_advice(**changes: Any) -> Advice:
         make_strategy("oracle", 50.0, 1.5, 0.9),
     )
     budget = make_placement().budget
+    gain = Estimate(0.03, 0.01, 0.05)
     sweep = tuple(
         SweepPoint(size, size // 2, "pin it", strategies) for size in (2**32, 2**33, 2**34)
     )
@@ -78,7 +109,7 @@ def make_advice(**changes: Any) -> Advice:
         "strategies": strategies,
         "finding": Finding("pin it", "hot_set", "Pin the hot set.", ("A slower card.",)),
         "break_even": BreakEven(0.6, 0.65, 12.5),
-        "domain_sets": DomainSets(Estimate(0.03, 0.01, 0.05), {}, True, 4096, 700.0),
+        "domain_sets": DomainSets(gain, {}, gain, True, 4096, 700.0),
         "sweep": sweep,
         "rests_on": ("These figures rest on six documents.",),
         "missing": ("Nobody measured the drive.",),

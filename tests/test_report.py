@@ -1,30 +1,27 @@
 import html
-import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from builders import make_block, make_counts, make_metadata, make_shape, make_trace
-from paging import make_advice, make_inputs, skewed_counts
-from planning import N, R, V, make_placement
-from test_origin import counts_trace
+from paging import ATTACK, ROOT, charts_of, inputs_of, make_advice, make_inputs, run, skewed_counts
+from planning import N, R, V, make_hardware, make_placement
 
 import moeprof
-from moeprof.cli import main
 from moeprof.errors import PlacementError
+from moeprof.plan import PlanRequest
 from moeprof.plan.advice import Finding
-from moeprof.report.page import PageInputs, policy_curves, report_page
+from moeprof.plan.simulation import Simulation, simulate
+from moeprof.report.page import report_page, simulation_request
 from moeprof.report.page.document import page_sections
-from moeprof.report.page.policies import SHARES, policies_section
+from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
 
-ROOT = Path(__file__).resolve().parent.parent
 COUNTS = skewed_counts(3, 2, 4)
-ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>&\"\u2028"
 
 
 class Outline(HTMLParser):
@@ -54,27 +51,6 @@ def demo_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     plan = ROOT / "placements" / "demo.json"
     assert run("traces/demo", "--plan", plan, "-o", path, "--resamples", 20) == 0
     return path.read_text(encoding="utf-8")
-
-
-def run(trace: object, *options: object) -> int:
-    """The exit code of `moeprof report`."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in ("report", ROOT / str(trace), *options)])
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code
-
-
-def inputs_of(prefill: object, decode: object = None, **changes: object) -> PageInputs:
-    """A page on one or two domains with the given counts [documents, L, E]."""
-    cells = make_counts(prefill, decode)  # type: ignore[arg-type]
-    return make_inputs(cells, make_metadata(cells.shape, cells.domains), **changes)
-
-
-def charts_of(page: str) -> dict[str, dict[str, object]]:
-    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page)
-    assert found is not None
-    charts: dict[str, dict[str, object]] = json.loads(found[1])
-    return charts
 
 
 def test_the_page_of_the_bundled_trace_is_valid_html(demo_page: str) -> None:
@@ -253,7 +229,7 @@ def test_strategies_stand_with_their_figures() -> None:
     text = " ".join(section.prose)
     assert "from a decode hit rate of 60 %; a cache, which copies what it misses, from 65 %" in text
     assert "more than 12.5 prompt tokens per reply token" in text
-    assert "pays: +3.0 % [1.0 to 5.0] in decode, and 4.0 KiB to copy" in text
+    assert "makes +3.0 % [1.0 to 5.0] in decode; a change of text copies 4.0 KiB, earned" in text
     lines = section.charts[0].data["panels"][0]["lines"]
     assert [line["y"][0] for line in lines] == [10, 20, 40, 30, 50]
 
@@ -268,79 +244,46 @@ def test_a_plan_of_another_model_is_refused() -> None:
         make_inputs(cells, metadata, placement=make_placement(model=other))
 
 
-def test_caches_hit_as_often_as_counted_by_hand(tmp_path: Path) -> None:
-    shape = make_shape(moe_layers=(0,), num_experts=4, top_k=2)
-    odds = np.array([[1e9, 1e9, 1e-9, 1e-9]])  # every token takes experts 0 and 1
+def make_simulation(tmp_path: Path, **changes: Any) -> Simulation:
+    """Two layers of four experts; every token of two documents takes experts 0 and 1."""
+    shape = make_shape(moe_layers=(0, 1), num_experts=4, top_k=2)
+    odds = np.array([[1e9, 1e9, 1e-9, 1e-9]] * 2)
     block = make_block(shape, [0] * 5 + [1] * 5, decode=4, probabilities=odds)
     trace = make_trace(tmp_path / "trace", {"text": block}, shape)
-    curves = policy_curves(trace, folds=2, seed=0)
-    rates = curves[curves["phase"] == "decode"].set_index(["policy", "share"])["hit_rate"]
-    for policy in ("static", "lru", "lfu", "lfru"):
-        assert rates[policy, 0.2] == 0  # no expert fits
-        assert rates[policy, 0.5] == 1  # the prompt brings both
-    assert rates["static", 0.3] == 0.5
-    assert rates["lru", 0.3] == 0  # each of the two throws the other out
-    section = policies_section(replace(inputs_of({"text": COUNTS}), policies=curves))
-    lines = section.charts[0].data["panels"][1]["lines"]
-    assert lines[0]["name"] == "static list"
-    assert list(lines[0]["y"]) == [rates["static", share] for share in SHARES]
-    assert lines[-1]["y"] == list(SHARES)
+    plan = PlanRequest(0, folds=2, **changes)
+    return simulate(trace, simulation_request(trace, plan))
 
 
-def test_a_trace_of_counts_alone_has_a_page_that_says_what_it_lacks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trace = counts_trace(tmp_path / "trace")
-    path = tmp_path / "report.html"
-    assert run(trace.path, "-o", path, "--resamples", 2) == 0
-    page = path.read_text(encoding="utf-8")
-    assert "A cache cannot be replayed: it was imported from imatrix" in page
-    assert "Imported from imatrix (a.gguf), which does not say: which experts" in page
-    assert str(tmp_path) not in page
+def test_caches_hit_as_often_as_counted_by_hand(tmp_path: Path) -> None:
+    inputs = inputs_of({"text": COUNTS}, simulation=make_simulation(tmp_path))
+    section = policies_section(inputs)
+    prefill, decode = section.charts[0].data["panels"]
+    assert [line["name"] for line in decode["lines"]] == [
+        *["static list", "LRU", "LFU with decay", "LFRU", "optimum", "floor"]
+    ]
+    rates = {
+        line["name"]: dict(zip(decode["x"], line["y"], strict=True)) for line in decode["lines"]
+    }
+    # Of eight experts, four are ever used: 15 % hold one of these, 30 % two, 40 % three.
+    assert [rates["static list"][share] for share in (0.05, 0.15, 0.3, 0.4, 0.5)] == [
+        *[0, 0.25, 0.5, 0.75, 1]
+    ]
+    for policy in ("LRU", "LFU with decay", "LFRU", "optimum"):
+        assert rates[policy][0.5] == 1  # the prompt brought all four
+    assert rates["LRU"][0.15] == 0  # each layer throws out what the other brought
+    assert rates["floor"][0.4] == pytest.approx(0.4)
+    assert decode["mark"]["x"] == 0.5  # a token looks four of eight up
+    assert prefill["title"] == "prefill"
+    assert [chart.key for chart in section.charts] == ["policies"]
+    table = section.tables[0]
+    assert table.caption.startswith("decode")
+    assert [cell.text for cell in table.rows[0]][:4] == ["static list", "0 %", "0 %", "25 %"]
 
 
-def test_the_command_writes_one_file_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "pages" / "report.html"
-    assert run("traces/demo", "-o", path, "--resamples", 2) == 0
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", f"wrote {path}\n")
-    assert [one.name for one in path.parent.iterdir()] == ["report.html"]
-
-
-def test_nothing_is_overwritten_without_force(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("mine", encoding="utf-8")
-    assert run("traces/demo", "-o", path) == 1
-    assert f"error: {path}: already exists" in capsys.readouterr().err
-    assert path.read_text(encoding="utf-8") == "mine"
-    assert run("traces/demo", "-o", path, "--resamples", 2, "--force") == 0
-    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
-
-
-@pytest.mark.parametrize(
-    ("trace", "options", "message"),
-    [
-        ("traces/nothing", (), "not a trace"),
-        ("traces/demo", ("--plan", "nothing.json"), "nothing.json: no such file"),
-    ],
-)
-def test_wrong_input_is_refused_and_leaves_nothing(
-    trace: str,
-    options: tuple[str, ...],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = tmp_path / "report.html"
-    assert run(trace, "-o", path, *options) == 1
-    assert message in capsys.readouterr().err
-    assert not path.exists()
-
-
-def test_a_folder_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("traces/demo", "-o", tmp_path) == 1
-    assert "is a folder" in capsys.readouterr().err
+def test_with_a_machine_caches_are_priced(tmp_path: Path) -> None:
+    section = policies_section(
+        inputs_of({"text": COUNTS}, simulation=make_simulation(tmp_path, hardware=make_hardware()))
+    )
+    speed = section.charts[1]
+    assert speed.data["y"] == {"name": "tokens/s", "unit": "rate"}
+    assert all(np.all(np.array(line["y"]) > 0) for line in speed.data["panels"][-1]["lines"])

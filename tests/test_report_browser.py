@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from browsing import Browser, open_browser
 from builders import make_counts, make_metadata
-from paging import make_advice, make_inputs, skewed_counts
+from paging import ATTACK, ROOT, make_advice, make_inputs, skewed_counts
 from planning import N, R, V, make_placement
-from test_report import ATTACK
 
 import moeprof
 from moeprof.report.page import PageInputs, report_page
 
-ROOT = Path(__file__).resolve().parent.parent
 PHONE = {"width": 390, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 # Margins of the map inside its plot, as `mapOption` in cells.js sets them.
 LEFT, RIGHT, TOP, BOTTOM = 36, 4, 22, 34

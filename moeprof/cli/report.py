@@ -10,6 +10,8 @@ from moeprof.cli.options import Force, Seed, TraceArgument
 from moeprof.errors import TraceError
 
 if TYPE_CHECKING:
+    from moeprof.hardware import HardwareProfile
+    from moeprof.placement import Budget
     from moeprof.plan import Advice, PlanRequest
     from moeprof.plan.simulation import Simulation
     from moeprof.trace import Trace
@@ -27,7 +29,8 @@ def report(
     vram: Annotated[
         str | None,
         typer.Option(
-            help="Budget for everything, 24GB: compares strategies. [default: that of PLAN]"
+            help="Budget for everything: 24GB, 22.5GiB, 900MB. [default: that of PLAN, else all "
+            "that the machine has]"
         ),
     ] = None,
     context: Annotated[
@@ -77,17 +80,17 @@ def report(
 
     if weight_format is not None and weight_format not in BLOCK_BYTES:
         raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
-    if model is not None and vram is None and plan is None:
-        raise typer.BadParameter("--model needs a budget: --vram SIZE, or a --plan that has one")
     check_free(output, force)
     placement = None if plan is None else read_placement(plan)
     opened = open_trace(trace)
     profile = machine(hardware, gpu, ram, nvme)
     planned = None if placement is None else placement.budget
-    budget = parse_size(vram) if vram is not None else planned.total_bytes if planned else 0
+    budget = _vram_bytes(vram, planned, profile)
+    if budget is None and model is not None:
+        raise typer.BadParameter("--model needs a budget: --vram 24GB, --plan, or a machine")
     driver = profile.device_context_bytes if profile else 0
     request = PlanRequest(
-        vram_bytes=budget,
+        vram_bytes=budget or 0,
         context_tokens=context or (planned.context_tokens if planned else 4096),
         batch_size=planned.batch_size if planned else 1,
         device_context_bytes=parse_size(device_context) if device_context else driver,
@@ -96,9 +99,8 @@ def report(
         hardware=profile,
         weight_format=weight_format,
     )
-    advice = None
-    if vram is not None or model is not None:
-        advice = _advice(opened, model, request)
+    is_asked = any(option is not None for option in (vram, model, profile))
+    advice = _advice(opened, model, request) if budget is not None and is_asked else None
     simulation, reason = _simulation(opened, request)
     settings = AnalysisSettings(share=share, folds=folds, resamples=resamples, seed=seed)
     page = report_page(
@@ -114,6 +116,19 @@ def report(
     )
     write_whole(output, page.encode())
     typer.echo(f"wrote {output}", err=True)
+
+
+def _vram_bytes(
+    given: str | None, planned: "Budget | None", profile: "HardwareProfile | None"
+) -> int | None:
+    """`--vram`, or that of the plan, or all that the machine has; None without any of these."""
+    from moeprof.units import parse_size
+
+    if given is not None:
+        return parse_size(given)
+    if planned is not None:
+        return planned.total_bytes
+    return None if profile is None else profile.tiers["vram"].capacity_bytes
 
 
 def _advice(trace: "Trace", model: str | None, request: "PlanRequest") -> "Advice":

@@ -210,13 +210,13 @@ def _domain_sets(advice: Advice) -> list[str]:
         return []
     gain, interval = signed_percent(sets.gain)
     between = f" [{interval}]" if interval else ""
-    pays = "pays" if sets.pays else "does not pay"
-    switch = f" after {sets.switch_tokens:,.0f} tokens of a domain" if sets.switch_tokens else ""
-    return [
-        f"A hot set for each kind of text instead of one for all {pays}: {gain}{between} in "
-        f"decode, and {format_size(sets.switch_bytes)} to copy at every change of text"
-        f"{', earned back' + switch if switch else ''}."
-    ]
+    text = f"A hot set for each kind of text instead of one for all makes {gain}{between} in decode"
+    if not sets.pays:
+        return [f"{text}, which is too little to be worth it."]
+    text += f"; a change of text copies {format_size(sets.switch_bytes)}"
+    if sets.switch_tokens is not None:
+        text += f", earned back after {max(1, round(sets.switch_tokens)):,} tokens"
+    return [f"{text}."]
 
 
 def _sweep(advice: Advice) -> tuple[Chart, ...]:
