@@ -128,7 +128,7 @@ def _flat(path: Path, table: pa.Table, name: str) -> NDArray[np.generic]:
             _EXPECTED,
         )
     values: NDArray[np.generic] = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), -1)
+    return values.reshape(len(column), int(lengths[0]) if len(lengths) else 1)
 
 
 def _scores(path: Path, table: pa.Table) -> NDArray[np.float16] | None:
@@ -139,7 +139,10 @@ def _scores(path: Path, table: pa.Table) -> NDArray[np.float16] | None:
         raise TraceError(f"{path}: scores and indices differ in length", _EXPECTED)
     wrong = ~np.isfinite(scores).all(axis=1)
     if wrong.any():
-        raise TraceError(f"{path}: row {int(np.flatnonzero(wrong)[0])}: a score is not a number")
+        raise TraceError(
+            f"{path}: row {int(np.flatnonzero(wrong)[0])}: a score is not a number",
+            "export the scores anew, or leave their column out",
+        )
     return scores.astype(np.float16)
 
 

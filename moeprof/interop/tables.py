@@ -96,6 +96,8 @@ def read_table(
             f"{', '.join(names)[:200]}",
             f"name a file whose columns are {', '.join((*integers, *reals))}",
         )
+    if has_header and not data[_header_end(data) :].strip():
+        raise TraceError(f"{path}: has a header and no rows", "name a file that holds routing")
     types = dict.fromkeys(integers, pa.int64()) | dict.fromkeys(reals, pa.float64())
     try:
         table = pa.csv.read_csv(
@@ -110,16 +112,19 @@ def read_table(
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         _find_fault(Table(path, {}, first_line, data, has_header), names, types)
         raise TraceError(f"{path}: cannot be read as CSV ({error})", "export it anew") from error
-    if table.num_rows == 0:
-        raise TraceError(f"{path}: has a header and no rows", "name a file that holds routing")
     columns = {name: table[name].to_numpy() for name in types}
     return Table(path, columns, first_line, data, has_header)
 
 
+def _header_end(data: bytes) -> int:
+    """Where the first line that is not empty ends."""
+    end = data.find(b"\n", len(data) - len(data.lstrip()))
+    return len(data) if end < 0 else end
+
+
 def _header_lines(data: bytes, has_header: bool) -> int:
     """Lines up to and with the header; 0 where there is none."""
-    empty = len(data) - len(data.lstrip())
-    return data.count(b"\n", 0, empty) + 1 if has_header else 0
+    return data.count(b"\n", 0, _header_end(data)) + 1 if has_header else 0
 
 
 def _find_fault(table: Table, names: list[str], types: dict[str, pa.DataType]) -> None:

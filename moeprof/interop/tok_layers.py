@@ -79,7 +79,9 @@ def _token(where: str, text: str) -> tuple[int, list[list[int]]]:
         raise TraceError(f"{where}: {_EXPECTED}", "name a file of such lines")
     number, layers = entry["tok"], entry["layers"]
     if not _is_id(number, 2**32):
-        raise TraceError(f"{where}: tok is {json.dumps(number)[:40]}, expected 0 or more")
+        raise TraceError(
+            f"{where}: tok is {json.dumps(number)[:40]}, expected 0 or more", _EXPECTED
+        )
     if not isinstance(layers, list) or not layers:
         raise TraceError(f"{where}: layers is no list of lists", _EXPECTED)
     for row, ids in enumerate(layers):

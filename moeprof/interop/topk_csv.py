@@ -125,11 +125,10 @@ def _documents(rows: _Rows, layers: tuple[int, ...]) -> list[Tokens]:
 def _check_once(
     rows: _Rows, mine: NDArray[np.int64], layer: NDArray[np.int64], token: NDArray[np.int64]
 ) -> None:
-    _, first, times = np.unique(
-        np.stack([layer, token]), axis=1, return_index=True, return_counts=True
-    )
-    if (times > 1).any():
-        row = int(mine[first[times > 1].min()])
+    order = np.lexsort((token, layer))
+    again = (np.diff(layer[order]) == 0) & (np.diff(token[order]) == 0)
+    if again.any():
+        row = int(mine[order[1:][again].min()])
         raise rows.table.wrong(
             row,
             f"position {rows.pos[row]} of layer {rows.layer[row]} stands twice",

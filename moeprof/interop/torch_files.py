@@ -1,6 +1,7 @@
 """Opening files of torch.save without running code that they may hold."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def load(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TraceError(
             f"{path}: holds more than tensors and plain values, and is not opened, since that "

@@ -24,6 +24,7 @@ import binascii
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,9 @@ def _object(where: str, entry: object) -> Mapping[str, Any]:
 def _arrays(path: Path) -> Mapping[str, Any]:
     """The arrays of a .npz in the form of a response."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(content(path)), allow_pickle=False) as archive:
             found = dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise TraceError(f"{path}: not a readable .npz file ({error})", _EXPECTED) from error
     if _ROUTED not in found:
         raise TraceError(f"{path}: has no array {_ROUTED}, only {', '.join(found)}", _EXPECTED)
