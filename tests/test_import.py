@@ -63,8 +63,9 @@ def test_the_real_route_trace_replays_as_its_makers_counted(qwen: Trace) -> None
         batches.append((row, layer.experts[prompt].ravel(), False))
     for token in np.flatnonzero(~prompt):
         batches += [(row, layer.experts[token], True) for row, layer in enumerate(layers)]
+    # Within a batch the last use of an expert counts: this order gives every digit published.
     batches = [
-        (row, list(dict.fromkeys(ids[ids != NO_EXPERT].tolist())), decode)
+        (row, list(dict.fromkeys(ids[ids != NO_EXPERT].tolist()[::-1]))[::-1], decode)
         for row, ids, decode in batches
     ]
     with (SHARED / "qwen3-30b-a3b.cache-replay.csv").open() as stream:
@@ -74,9 +75,8 @@ def test_the_real_route_trace_replays_as_its_makers_counted(qwen: Trace) -> None
         hits, lookups, read = replay_lru(
             batches, qwen.shape.expert_bytes, int(line["budget_mib"]) * 2**20
         )
-        assert 100 * hits / lookups == pytest.approx(float(line["hit_pct_decode"]), abs=0.05)
-        # Not to the byte: in what order a batch touches its experts is not written down.
-        assert read / 2**20 == pytest.approx(float(line["read_mib"]), rel=1e-3)
+        assert 100 * hits / lookups == pytest.approx(float(line["hit_pct_decode"]), abs=0.0006)
+        assert read / 2**20 == pytest.approx(float(line["read_mib"]), abs=0.06)
 
 
 def replay_lru(batches, expert_bytes, budget: int) -> tuple[int, int, int]:
