@@ -347,6 +347,18 @@ def test_the_command_takes_facts_and_a_model(tmp_path: Path, capsys) -> None:
     assert "3 layers in the files, 6 MoE layers were named" in capsys.readouterr().err
 
 
+def test_budgets_in_bytes_need_the_bytes_of_experts(tmp_path: Path, capsys) -> None:
+    output = tmp_path / "trace"
+    options = ["--num-experts", 8, "--phase", "decode", "-o", output]
+    assert run("import", "tok-layers", good(tmp_path), *options) == 0
+    assert run("simulate", output, "lru", "--budget", "25%", "--all-documents") == 0
+    capsys.readouterr()
+    assert run("simulate", output, "lru", "--budget", "2GB") == 1
+    shown = capsys.readouterr().err
+    assert "does not say how many bytes an expert has" in shown
+    assert "--expert-bytes" in shown
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -92,6 +92,9 @@ def simulate(
     if plot is not None:
         check_free(plot, force)
     opened = open_trace(trace)
+    profile = machine(hardware, gpu, ram)
+    if profile is not None or any(not text.endswith("%") for text in _split(budget or [])):
+        opened.require("expert_bytes", "neither a budget in bytes nor a speed means anything")
     named = [parse_policy(text) for text in _split([*(policy or []), *(policies or [])])]
     named += [user_policy(text) for text in policy_file or []]
     expert_bytes = expert_bytes_in(opened.shape, weight_format)
@@ -104,7 +107,7 @@ def simulate(
         folds=folds,
         restart=restart,
         bounded=plot is not None,
-        hardware=machine(hardware, gpu, ram),
+        hardware=profile,
         weight_format=weight_format,
         seed=seed,
         threads=min(os.cpu_count() or 1, _MOST_THREADS),
