@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from moeprof.cli.advise import advise
 from moeprof.cli.analyze import analyze
 from moeprof.cli.bench import bench
 from moeprof.cli.demo import demo
@@ -40,6 +41,7 @@ COMMANDS = (
     import_,
     inspect,
     analyze,
+    advise,
     report,
     hardware,
     simulate,

@@ -22,6 +22,14 @@ RamName = Annotated[
 ]
 NvmeClass = Annotated[str | None, typer.Option("--nvme", help="Its drive: gen3, gen4 or gen5.")]
 
+DeviceContext = Annotated[
+    str | None,
+    typer.Option(
+        help="VRAM the driver takes. [default: of the hardware profile, else measured on a CUDA "
+        "device, 0 without one]"
+    ),
+]
+
 
 def machine(
     hardware: Path | None, gpu: str | None, ram: str | None, nvme: str | None = None
@@ -66,3 +74,32 @@ def machine(
     if find_gpu(gpu).vendor != "NVIDIA":
         typer.echo("machine: moeprof itself runs on CUDA cards only; this is an estimate", err=True)
     return profile
+
+
+def device_context_bytes(given: str | None, profile: "HardwareProfile | None") -> int:
+    """Bytes of the device context, with a line on standard error on where the figure comes from.
+
+    Args:
+        given: `--device-context`.
+        profile: of the machine, if any.
+
+    Raises:
+        CapacityError: what was given is not a size.
+    """
+    import torch
+
+    from moeprof.runtime import measurement
+    from moeprof.units import format_size, parse_size
+
+    if given is not None:
+        size, source = parse_size(given), "as given"
+    elif profile is not None:
+        size, source = profile.device_context_bytes, f"of hardware profile {profile.name}"
+    elif torch.cuda.is_available():
+        measured = measurement.device_context_bytes(torch.device("cuda"))
+        size, source = measured, "measured on this device"
+    else:
+        size = 0
+        source = "no CUDA device here; for a card elsewhere give --device-context, about 700MiB"
+    typer.echo(f"device context: {format_size(size)}, {source}", err=True)
+    return size

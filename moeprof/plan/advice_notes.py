@@ -10,7 +10,7 @@ from moeprof.trace import Trace
 from moeprof.trace.origin import UNSAID
 from moeprof.units import format_size
 
-_OF_DATA_SHEET = ", which come from data sheets and not from a measurement"
+_SOURCES = {"measured": "measured", "data-sheet": "from data sheets, not measured"}
 
 
 def rests_on(
@@ -26,27 +26,21 @@ def rests_on(
     """
     yield _documents(trace, sample, evaluated)
     profile = request.plan.hardware
-    if profile is not None and sample.routed is not None:
-        yield (
-            f"every decoded token is replayed and priced with the times of {profile.name}"
-            f"{_sheet(profile)}, for a single sequence"
-        )
-    elif profile is not None:
-        yield (
-            f"tokens/s follow from hit rates and the times of {profile.name}{_sheet(profile)}, as "
-            "if a token's experts were chosen independently of each other"
-        )
+    if profile is not None:
+        yield f"times of {profile.name}, {_SOURCES[profile.source]}"
+    if profile is not None and sample.routed is None:
+        yield "tokens/s are as if a token's experts were chosen independently of each other"
     if profile is not None and evaluated.is_priced(PREFILL):
         yield (
             "a prompt's experts are computed where they lie or copied into VRAM, whichever is "
             "faster"
         )
-    if profile is not None and evaluated.is_priced(PREFILL) and not profile.dense_time.s_per_token:
+    if profile is not None and evaluated.is_priced(PREFILL) and profile.dense_batch_time is None:
         yield "outside the experts a prompt takes the time of one token: its reading of weights"
     tried = [trial for trial in evaluated.trials.values() if trial.policy is not None]
     if tried:
-        names = ", ".join(request.policies)
-        yield f"caches tried: {names}; the best is chosen on other documents than it is scored on"
+        count = len(request.policies)
+        yield f"the best of {count} caches is chosen on other documents than it is scored on"
 
 
 def missing(
@@ -112,10 +106,5 @@ def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
     groups = len(situation.counts.group_domain)
     dealt = "" if groups >= documents else f", dealt to {groups} groups"
     return (
-        f"{text}{dealt}; each of {situation.split.num_folds} folds is scored with what was chosen "
-        "on the others, intervals are of 95 % over documents"
+        f"{text}{dealt}, in {situation.split.num_folds} folds: what is scored was not learned from"
     )
-
-
-def _sheet(profile: HardwareProfile) -> str:
-    return _OF_DATA_SHEET if profile.source == "data-sheet" else ""

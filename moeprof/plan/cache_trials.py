@@ -27,25 +27,23 @@ def cache_trials(situation: Situation, room_bytes: int) -> Iterator[Trial]:
         room_bytes: bytes of VRAM that are left for experts.
     """
     kinds = (
-        (advice.CACHE, "a cache of experts", False),
-        (advice.HOT_SET_AND_CACHE, "the busiest experts, and a cache in the rest", True),
+        (advice.CACHE, "a cache in VRAM", False),
+        (advice.HOT_SET_AND_CACHE, "the busiest, and a cache in the rest", True),
     )
     for name, description, has_pins in kinds:
         policies = [one for one in situation.policies if (one.pinned > 0) == has_pins]
         if not policies:
             continue
-        played = [_play(situation, policy, room_bytes) for policy in policies]
-        best = _best(situation, played, np.ones(len(situation.split.fold), np.bool_))
-        chosen = _chosen_by_fold(situation, played)
+        policy, played = _best_policy(situation, policies, room_bytes)
         used = min(room_bytes, situation.total_bytes)
         yield Trial(
             name=name,
             description=description,
-            policy=policies[best].name,
+            policy=policy,
             vram_bytes=used,
             slots=_slots(situation, used),
             ram_bytes=situation.total_bytes,
-            played=chosen,
+            played=played,
         )
 
 
@@ -86,13 +84,25 @@ def oracle_trial(situation: Situation, room_bytes: int, others: Sequence[Trial])
     used = min(room_bytes, situation.total_bytes)
     return Trial(
         name=advice.ORACLE,
-        description="knows the future: no cache can beat it",
+        description="an oracle that knows the future",
         policy=None,
         vram_bytes=used,
         slots=_slots(situation, used),
         ram_bytes=situation.total_bytes,
         played=played,
     )
+
+
+def _best_policy(
+    situation: Situation, policies: Sequence[Policy], room_bytes: int
+) -> tuple[str | None, Played]:
+    """The best policy's name, and what the choice among them did; none where all experts fit."""
+    if room_bytes >= situation.total_bytes:
+        everything = np.ones((1, *situation.training.shape[1:]), np.bool_)
+        return None, situation.play(everything, np.zeros(len(situation.split.fold), np.int64))
+    played = [_play(situation, policy, room_bytes) for policy in policies]
+    best = _best(situation, played, np.ones(len(situation.split.fold), np.bool_))
+    return policies[best].name, _chosen_by_fold(situation, played)
 
 
 def _play(situation: Situation, policy: Policy, room_bytes: int) -> Played:

@@ -6,6 +6,7 @@ from moeprof.plan import advice
 from moeprof.plan.break_even import prompt_per_output
 from moeprof.plan.evaluated import Evaluated
 from moeprof.plan.trials import Trial
+from moeprof.units import format_speed
 
 # Needing no trace and no decisions while running.
 _REFERENCES = (advice.WHOLE_LAYERS, advice.ANY_EXPERTS, advice.ALL_RAM)
@@ -127,6 +128,6 @@ def _gained(evaluated: Evaluated, trial: Trial) -> str:
         rate = evaluated.hit_rate(trial).value
         return f"they serve {100 * rate:.0f} % of new replies, {merit} {base.description}"
     return (
-        f"replies then come at {own.value:.3g} tokens/s, {merit} {base.description} "
-        f"({other.value:.3g})"
+        f"replies then come at {format_speed(own.value)} tokens/s, {merit} {base.description} "
+        f"({format_speed(other.value)})"
     )

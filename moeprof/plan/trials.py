@@ -16,7 +16,7 @@ from moeprof.plan.routed import DECODE, Routed
 from moeprof.policies import Policy
 from moeprof.trace import CellCounts
 
-_HOT_SET = (advice.HOT_SET, "the busiest experts of the trace")
+_HOT_SET = (advice.HOT_SET, "the busiest experts in VRAM")
 _ARBITRARY_SETS = 16  # drawn anew, so that no single draw is what "any experts" means
 
 
@@ -103,21 +103,21 @@ def fixed_trials(situation: Situation, room_bytes: int) -> Iterator[Trial]:
     nothing = np.zeros((1, situation.shape.num_moe_layers, situation.shape.num_experts), np.bool_)
     yield _trial(
         situation,
-        (advice.ALL_RAM, "every expert in RAM"),
+        (advice.ALL_RAM, "all experts in RAM"),
         nothing[0],
         situation.play(nothing, one_for_all),
     )
     layers = whole_layers(situation, room_bytes)
     yield _trial(
         situation,
-        (advice.WHOLE_LAYERS, "whole layers in VRAM, the last one in part"),
+        (advice.WHOLE_LAYERS, "whole layers in VRAM"),
         layers,
         situation.play(layers[None], one_for_all),
     )
     drawn = np.stack(list(arbitrary_sets(situation, room_bytes)))
     yield _trial(
         situation,
-        (advice.ANY_EXPERTS, "as many experts of each layer, whichever"),
+        (advice.ANY_EXPERTS, "any experts in VRAM, evenly"),
         drawn[0],
         situation.play(drawn, np.arange(len(one_for_all)) % len(drawn)),
     )

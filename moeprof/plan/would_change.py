@@ -39,7 +39,10 @@ def would_change(
             yield f"longer replies: at least {share:.3g} times as long as their prompts"
         yield from _closer_text(evaluated, domain_sets)
     elif domain_sets is not None and domain_sets.pays:
-        yield f"a hot set for each domain: {evaluated.over(domain_sets.gain)} one set for all"
+        yield (
+            "one domain at a time, each with its own busiest experts in VRAM: "
+            f"{evaluated.over(domain_sets.gain)} one set for all"
+        )
 
 
 def _more_vram(evaluated: Evaluated, budget: Budget) -> Iterator[str]:
@@ -55,7 +58,7 @@ def _more_vram(evaluated: Evaluated, budget: Budget) -> Iterator[str]:
             vram = budget.total_bytes - budget.experts_available_bytes + room
             base = other.trials[advice.WHOLE_LAYERS]
             yield (
-                f"more VRAM: with {format_size(vram)}, {best.description}: "
+                f"more VRAM: with {format_size(vram)}, {best.description} would have "
                 f"{other.over(other.merit(best, base))} {base.description}"
             )
             return
@@ -65,7 +68,7 @@ def _closer_text(evaluated: Evaluated, domain_sets: advice.DomainSets | None) ->
     base, least = evaluated.trials[advice.WHOLE_LAYERS], evaluated.least_merit
     if domain_sets is not None and is_clear(domain_sets.over_whole_layers, least):
         yield (
-            "one domain at a time, each with a hot set of its own: "
+            "one domain at a time, each with its own busiest experts in VRAM: "
             f"{evaluated.over(domain_sets.over_whole_layers)} {base.description}"
         )
     if not evaluated.situation.split.num_folds:
@@ -74,6 +77,6 @@ def _closer_text(evaluated: Evaluated, domain_sets: advice.DomainSets | None) ->
     if evaluated.is_clearly_better(known, best_reference(evaluated)):
         rival = best_reference(evaluated)
         yield (
-            "a closer workload: on the very text of the trace, its busiest experts reach "
+            "a closer workload: on the very text they were chosen on, the busiest experts have "
             f"{evaluated.over(evaluated.merit(known, rival))} {rival.description}"
         )
