@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from moeprof.placement import Estimate
 from moeprof.plan import advice
 from moeprof.plan.evaluated import Evaluated
-from moeprof.plan.evaluation import Split, hit_share, is_clear, paired_gain
+from moeprof.plan.evaluation import Split, gain, is_clear, ratio, total
 from moeprof.plan.greedy import solve_greedy
 from moeprof.plan.played import Played
 from moeprof.plan.routed import DECODE
@@ -40,10 +40,10 @@ def domain_sets(evaluated: Evaluated) -> advice.DomainSets | None:
     own = _play_own(situation, room_bytes)
     names = situation.counts.domains
     layers = evaluated.trials[advice.WHOLE_LAYERS].played
-    gain = _gain(situation, merged, own, situation.split, slice(None))
+    over_merged = _gain(situation, merged, own, situation.split, slice(None))
     switch_bytes, switch_s = _switch(situation, room_bytes, domains)
     return advice.DomainSets(
-        gain=gain,
+        gain=over_merged,
         by_domain={
             names[one]: _gain(
                 situation, merged, own, _within(situation.split, domain == one), domain == one
@@ -51,7 +51,7 @@ def domain_sets(evaluated: Evaluated) -> advice.DomainSets | None:
             for one in domains
         },
         over_whole_layers=_gain(situation, layers, own, situation.split, slice(None)),
-        pays=is_clear(gain, evaluated.least_merit),
+        pays=is_clear(over_merged, evaluated.least_merit),
         switch_bytes=switch_bytes,
         switch_tokens=_switch_tokens(situation, merged, own, switch_s),
     )
@@ -93,9 +93,11 @@ def _gain(
     kept: NDArray[np.bool_] | slice,
 ) -> Estimate:
     if situation.clocks.decode is not None:
-        return paired_gain(merged.seconds[DECODE][kept], own.seconds[DECODE][kept], split)
-    hits = (own.hits - merged.hits)[DECODE][kept]
-    return hit_share(hits, situation.assignments(DECODE)[kept], split)
+        base_s, own_s = (total(one.seconds[DECODE][kept], split) for one in (merged, own))
+        return gain(base_s, own_s, split.degrees)
+    hits = total((own.hits - merged.hits)[DECODE][kept], split)
+    assignments = total(situation.assignments(DECODE)[kept], split)
+    return ratio(hits, assignments, split.degrees)
 
 
 def _switch(situation: Situation, room_bytes: int, domains: list[int]) -> tuple[int, float | None]:

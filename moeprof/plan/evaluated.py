@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from moeprof.placement import Estimate
 from moeprof.plan import advice
 from moeprof.plan.cache_trials import cache_trials, oracle_trial
-from moeprof.plan.evaluation import hit_share, is_clear, paired_gain, speed
+from moeprof.plan.evaluation import Split, Total, gain, is_clear, ratio, total
 from moeprof.plan.routed import DECODE, PREFILL
 from moeprof.plan.trials import Situation, Trial, fixed_trials
 from moeprof.plan.verdict import LEAST_EXTRA_HITS, LEAST_GAIN
@@ -36,32 +36,55 @@ class Evaluated:
         """Of a single sequence; None where nothing prices it."""
         if not self.is_priced(phase):
             return None
-        situation = self.situation
-        return speed(situation.tokens(phase), trial.played.seconds[phase], situation.split)
+        tokens = total(self.situation.tokens(phase), self.split)
+        return ratio(tokens, self._seconds(trial, phase), self.split.degrees)
 
     def gain(self, own: Trial, base: Trial, phase: int = DECODE) -> Estimate | None:
         """How much faster one is than another, less 1; None where nothing prices it."""
         if not self.is_priced(phase):
             return None
-        base_s, own_s = base.played.seconds[phase], own.played.seconds[phase]
-        return paired_gain(base_s, own_s, self.situation.split)
+        base_s, own_s = self._seconds(base, phase), self._seconds(own, phase)
+        return gain(base_s, own_s, self.split.degrees)
 
     def hit_rate(self, trial: Trial, phase: int = DECODE) -> Estimate:
         """Share of assignments whose expert is in VRAM."""
-        situation = self.situation
-        hits = trial.played.hits[phase]
-        return hit_share(hits, situation.assignments(phase), situation.split)
+        return self._share(self._hits(trial, phase), phase)
 
     def extra_hits(self, own: Trial, base: Trial, phase: int = DECODE) -> Estimate:
         """Hit rate of one less that of another."""
-        situation = self.situation
-        hits = own.played.hits[phase] - base.played.hits[phase]
-        return hit_share(hits, situation.assignments(phase), situation.split)
+        more, less = (self._hits(trial, phase) for trial in (own, base))
+        extra = Total(more.value - less.value, more.resampled - less.resampled)
+        return self._share(extra, phase)
+
+    @property
+    def split(self) -> Split:
+        """Folds and resamples of the document groups."""
+        return self.situation.split
+
+    def _share(self, hits: Total, phase: int) -> Estimate:
+        assignments = total(self.situation.assignments(phase), self.split)
+        return ratio(hits, assignments, self.split.degrees)
+
+    def _hits(self, trial: Trial, phase: int) -> Total:
+        kept = total(trial.played.hits[phase], self.split)
+        if trial.anew is None:
+            return kept
+        return Total(kept.value, trial.anew[:, phase])
+
+    def _seconds(self, trial: Trial, phase: int) -> Total:
+        """Sets chosen anew hit more or less often, and each hit saves what it saves in the mean."""
+        kept = total(trial.played.seconds[phase], self.split)
+        hits = trial.played.hits[phase].sum()
+        if trial.anew is None or hits == 0:
+            return kept
+        saved = self.trials[advice.ALL_RAM].played.seconds[phase].sum() - kept.value
+        extra = trial.anew[:, phase] - total(trial.played.hits[phase], self.split).resampled
+        return Total(kept.value, kept.resampled - extra * (saved / hits))
 
     def merit(self, own: Trial, base: Trial) -> Estimate:
         """The gain in decode; hit rates stand in for speed where nothing prices it."""
-        gain = self.gain(own, base)
-        return self.extra_hits(own, base) if gain is None else gain
+        found = self.gain(own, base)
+        return self.extra_hits(own, base) if found is None else found
 
     def is_clearly_better(self, own: Trial, base: Trial) -> bool:
         """Whether the interval excludes no gain, and the gain is larger than predictions err."""

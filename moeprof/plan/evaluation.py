@@ -1,7 +1,7 @@
 """Held-out figures of a way to place, with 95 % intervals as `analyze` gives them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,63 +125,67 @@ def _share(hits: NDArray[np.float64], totals: NDArray[np.float64], degrees: int)
     return Estimate(_rounded(value), _rounded(low), _rounded(high))
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A sum over documents, and the same sum in each resample of them.
+
+    Attributes:
+        value: of the documents as they are.
+        resampled: [R] float64.
+    """
+
+    value: float
+    resampled: NDArray[np.float64]
+
+
+def total(of_group: NDArray[np.float64], split: Split) -> Total:
+    """The sum of figures of each document group, [G]; whatever they depend on is kept as it is."""
+    return Total(float(of_group.sum()), split.weights @ of_group)
+
+
+def ratio(part: Total, whole: Total, degrees: int) -> Estimate:
+    """`part / whole` with a 95 % interval over documents.
+
+    Both are resampled together, so that what makes a document heavy in both does not widen it.
+
+    Args:
+        part: numerator.
+        whole: denominator; its value is above 0.
+        degrees: of freedom; below 1 there is no interval.
+    """
+    usable = whole.resampled > 0
+    drawn = part.resampled[usable] / whole.resampled[usable]
+    return _spread(part.value / whole.value, drawn, degrees)
+
+
+def gain(base: Total, own: Total, degrees: int) -> Estimate:
+    """How much less `own` is than `base`: `base / own - 1`, as `ratio` with its interval."""
+    found = ratio(base, own, degrees)
+    low, high = (None if end is None else _rounded(end - 1) for end in (found.low, found.high))
+    return Estimate(_rounded(found.value - 1), low, high)
+
+
 def speed(tokens: NDArray[np.float64], seconds: NDArray[np.float64], split: Split) -> Estimate:
     """Tokens per second, with a 95 % interval over documents; the sets are kept as they are.
 
     Args:
-        tokens: [G] float64, of each document group; not all 0.
-        seconds: [G] float64, what these tokens take.
+        tokens: [G] float64, of each document group.
+        seconds: [G] float64, what these tokens take; not all 0.
         split: its resamples are used.
     """
-    drawn = split.weights @ seconds
-    resampled = (split.weights @ tokens)[drawn > 0] / drawn[drawn > 0]
-    found = _spread(float(tokens.sum() / seconds.sum()), resampled, split)
-    return found if found.low is None else replace(found, low=max(0.0, found.low))
+    return ratio(total(tokens, split), total(seconds, split), split.degrees)
 
 
-def paired_gain(base_s: NDArray[np.float64], own_s: NDArray[np.float64], split: Split) -> Estimate:
-    """How much faster `own` is, `base / own - 1`, with a 95 % interval over documents.
-
-    Both are played over the same documents, so that what makes a document slow for both does not
-    widen the interval. The sets are kept as they are.
-
-    Args:
-        base_s: [G] float64, seconds of each document group; not all 0.
-        own_s: [G] float64, likewise.
-        split: its resamples are used.
-    """
-    drawn = split.weights @ own_s
-    usable = drawn > 0
-    resampled = (split.weights @ base_s)[usable] / drawn[usable]
-    return _spread(float(base_s.sum() / own_s.sum()) - 1, resampled, split)
-
-
-def hit_share(
-    hits: NDArray[np.float64], assignments: NDArray[np.float64], split: Split
-) -> Estimate:
-    """Share of assignments that hit, with a 95 % interval over documents.
-
-    Args:
-        hits: [G] float64, of each document group; may be negative, as a difference of hits.
-        assignments: [G] float64; not all 0.
-        split: its resamples are used.
-    """
-    drawn = split.weights @ assignments
-    usable = drawn > 0
-    resampled = (split.weights @ hits)[usable] / drawn[usable]
-    return _spread(float(hits.sum() / assignments.sum()), resampled, split)
-
-
-def is_clear(gain: Estimate, least: float) -> bool:
+def is_clear(found: Estimate, least: float) -> bool:
     """Whether a gain is at least so large, and its interval excludes none."""
-    return gain.low is not None and gain.low > 0 and gain.value >= least
+    return found.low is not None and found.low > 0 and found.value >= least
 
 
-def _spread(value: float, resampled: NDArray[np.float64], split: Split) -> Estimate:
+def _spread(value: float, resampled: NDArray[np.float64], degrees: int) -> Estimate:
     """A figure with the interval that its resamples make."""
-    if split.degrees < 1:
+    if degrees < 1:
         return Estimate(_rounded(value), None, None)
-    half = student_quantile(split.degrees) * float(resampled.std())
+    half = student_quantile(degrees) * float(resampled.std())
     return Estimate(_rounded(value), _rounded(value - half), _rounded(value + half))
 
 

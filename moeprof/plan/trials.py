@@ -1,7 +1,8 @@
 """The strategies under one budget, each tried over the documents of a trace."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from moeprof.plan import advice
 from moeprof.plan.evaluation import Split, held_out_sets
 from moeprof.plan.greedy import solve_greedy
 from moeprof.plan.played import Clocks, Played, play_counts, play_sets
+from moeprof.plan.resampled_sets import resampled_hits
 from moeprof.plan.routed import DECODE, Routed
 from moeprof.policies import Policy
 from moeprof.trace import CellCounts
@@ -20,7 +22,7 @@ _HOT_SET = (advice.HOT_SET, "the busiest experts in VRAM")
 _ARBITRARY_SETS = 16  # drawn anew, so that no single draw is what "any experts" means
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Situation:
     """What does not depend on the budget.
 
@@ -57,6 +59,13 @@ class Situation:
         """Bytes of all experts."""
         return int(self.expert_bytes.sum()) * self.shape.num_experts
 
+    @cached_property
+    def resampled_hits(self) -> NDArray[np.float32]:
+        """[R, 2, cells + 1], hits of hot sets of every size that are chosen anew."""
+        counts = self.counts.counts.reshape(len(self.counts.counts), 2, -1)
+        sizes = cell_bytes(self.expert_bytes.tolist(), self.shape.num_experts).ravel()
+        return resampled_hits(counts[:, DECODE], counts, sizes, self.split)
+
     def tokens(self, phase: int) -> NDArray[np.float64]:
         """[G] float64, tokens of each document group in a phase."""
         if self.routed is not None:
@@ -81,7 +90,13 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A strategy and what it did; the other attributes are those of `StrategyOutcome`."""
+    """A strategy and what it did; the attributes not listed are those of `StrategyOutcome`.
+
+    Attributes:
+        played: what it did.
+        anew: [R, 2] float64, hits in each resample and phase where what it keeps is chosen anew;
+            None where it is not chosen on documents, or kept as it is.
+    """
 
     name: str
     description: str
@@ -90,6 +105,7 @@ class Trial:
     slots: int
     ram_bytes: int
     played: Played
+    anew: NDArray[np.float64] | None = None
 
 
 def fixed_trials(situation: Situation, room_bytes: int) -> Iterator[Trial]:
@@ -138,7 +154,9 @@ def hot_set_trial(situation: Situation, room_bytes: int) -> Trial:
     held_out = held_out_sets(place, situation.training, situation.split)
     played = situation.play(held_out, situation.split.fold)
     chosen = place(situation.training.sum(axis=0).astype(np.float64))
-    return _trial(situation, _HOT_SET, chosen, played)
+    trial = _trial(situation, _HOT_SET, chosen, played)
+    anew = situation.resampled_hits[:, :, trial.slots].astype(np.float64)
+    return replace(trial, anew=anew)
 
 
 def in_sample_trial(situation: Situation, room_bytes: int) -> Trial:

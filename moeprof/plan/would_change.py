@@ -6,7 +6,7 @@ from moeprof.placement import Budget
 from moeprof.plan import advice
 from moeprof.plan.evaluated import Evaluated, evaluate
 from moeprof.plan.evaluation import is_clear
-from moeprof.plan.judgement import Judgement, best_reference, best_trial
+from moeprof.plan.judgement import Judgement, best_reference, judge
 from moeprof.plan.trials import in_sample_trial
 from moeprof.units import format_size
 
@@ -37,7 +37,8 @@ def would_change(
         if judgement.lost_above is not None:
             share = 1 / max(judgement.lost_above, 1e-3)
             yield f"longer replies: at least {share:.3g} times as long as their prompts"
-        yield from _closer_text(evaluated, domain_sets)
+        else:
+            yield from _closer_text(evaluated, domain_sets)
     elif domain_sets is not None and domain_sets.pays:
         yield (
             "one domain at a time, each with its own busiest experts in VRAM: "
@@ -53,8 +54,9 @@ def _more_vram(evaluated: Evaluated, budget: Budget) -> Iterator[str]:
         if room <= evaluated.room_bytes:
             continue
         other = evaluate(situation, room)
-        best = best_trial(other)
-        if best is not None:
+        judgement = judge(other)
+        best = judgement.trial
+        if best is not None and judgement.answer != advice.DO_NOT_BOTHER:
             vram = budget.total_bytes - budget.experts_available_bytes + room
             base = other.trials[advice.WHOLE_LAYERS]
             yield (

@@ -43,7 +43,7 @@ def sweep_figure(advice: Advice) -> Figure:
     ):
         _draw(axes, advice, phase, priced=bool(phases))
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False)
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
     set_title(figure, _title(advice))
     return figure
 
@@ -112,12 +112,13 @@ def _title(advice: Advice) -> str:
         for point in advice.sweep
         if point.answer not in (words.DO_NOT_BOTHER, words.CANNOT_TELL)
     ]
-    where = f", {advice.trace.name}"
-    if advice.hardware is not None:
-        where += f" on {advice.hardware.name}"
+    where = f" ({advice.trace.name}"
+    where += ")" if advice.hardware is None else f" on {advice.hardware.name})"
     if not worth:
         return f"No budget of the sweep makes it worth the trouble{where}"
     low, high = worth[0].vram_bytes, worth[-1].vram_bytes
     answers = " or ".join(dict.fromkeys(point.answer for point in worth))
-    span = format_size(low) if low == high else f"{format_size(low)} to {format_size(high)}"
-    return f"With {span} of VRAM: {answers}{where}"
+    span = f"With {format_size(low)}"
+    if high > low:
+        span = f"From {format_size(low)} to {format_size(high)}"
+    return f"{span} of VRAM: {answers}{where}"
