@@ -10,6 +10,7 @@ import typer
 from moeprof.cli.advise import advise
 from moeprof.cli.analyze import analyze
 from moeprof.cli.bench import bench
+from moeprof.cli.compare import compare
 from moeprof.cli.demo import demo
 from moeprof.cli.hardware import hardware
 from moeprof.cli.import_ import import_
@@ -42,6 +43,7 @@ COMMANDS = (
     inspect,
     analyze,
     advise,
+    compare,
     report,
     hardware,
     simulate,
