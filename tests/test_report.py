@@ -151,7 +151,7 @@ def test_a_layer_that_routed_nothing_has_a_row_of_dashes() -> None:
 def test_sections_without_data_say_why_in_one_sentence() -> None:
     sections = {one.key: one for one in page_sections(inputs_of({"text": skewed_counts(3, 2, 4)}))}
     missing = {key: one.finding for key, one in sections.items() if one.is_absent}
-    assert set(missing) == {"domains", "placement", "strategies", "policies"}
+    assert set(missing) == {"domains", "placement", "strategies", "policies", "locality"}
     assert "one kind of text" in missing["domains"]
     assert "moeprof plan" in missing["placement"]
     assert "--vram SIZE" in missing["strategies"]

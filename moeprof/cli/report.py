@@ -111,7 +111,7 @@ def report(
             placement=placement,
             advice=advice,
             simulation=simulation,
-            reasons={"policies": reason},
+            reasons={"policies": reason, "locality": _unsaid(opened)},
         )
     )
     write_whole(output, page.encode())
@@ -152,3 +152,12 @@ def _simulation(trace: "Trace", request: "PlanRequest") -> "tuple[Simulation | N
         return simulate(trace, simulation_request(trace, request)), ""
     except TraceError as error:
         return None, str(error).removeprefix(f"{trace.path}: ")
+
+
+def _unsaid(trace: "Trace") -> str:
+    """Why nothing can be said of consecutive tokens; empty where it can."""
+    try:
+        trace.require("order", "nothing can be said of consecutive tokens")
+    except TraceError as error:
+        return str(error).removeprefix(f"{trace.path}: ")
+    return ""

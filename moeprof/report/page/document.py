@@ -21,10 +21,12 @@ from moeprof.report.page.domains import domains_section
 from moeprof.report.page.heat_map import heat_map_section
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.layers import layers_section
+from moeprof.report.page.locality import locality_section
 from moeprof.report.page.parts import Section
 from moeprof.report.page.placement import placement_section
 from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import strategies_section
+from moeprof.report.page.sufficiency import sufficiency_section
 from moeprof.report.page.verdict import verdict
 from moeprof.units import format_size
 
@@ -97,9 +99,11 @@ def page_sections(inputs: PageInputs) -> tuple[Section, ...]:
         heat_map_section(inputs),
         domains_section(inputs),
         policies_section(inputs),
+        locality_section(inputs),
         placement_section(inputs),
         *(() if compared else (strategies,)),
         layers_section(inputs),
+        sufficiency_section(inputs),
         about_section(inputs),
     )
 

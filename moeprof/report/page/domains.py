@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from moeprof.analyze import OVERALL
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import (
     Cell,
@@ -10,6 +11,7 @@ from moeprof.report.page.parts import (
     Section,
     Table,
     absent,
+    between,
     phase_words,
     share_cell,
 )
@@ -37,15 +39,32 @@ def domains_section(inputs: PageInputs) -> Section:
         f"choices on its own kind of text, {percent(rows['coverage'][~own].mean())} on another "
         f"({phases[-1]})."
     )
-    prose = (
+    prose: tuple[str, ...] = (
         f"A set of {share} of the cells is chosen on the text of a row and scored on the text of a "
         "column: percent of choices served. The diagonal is held out. Where a row is pale off the "
         "diagonal, one placement will not do for both texts.",
     )
+    lost = _merging(analysis.merging, phases[-1])
+    if lost:
+        prose += (lost,)
     highest = float(np.nanmax(analysis.transfer["coverage"]))
     tables = tuple(_transfer(analysis.transfer, phase, highest) for phase in phases)
     overlap = tuple(_jaccard(analysis.jaccard, phase, analysis.settings.share) for phase in phases)
     return Section(_KEY, _TITLE, finding, prose, (), tables + overlap)
+
+
+def _merging(merging: pd.DataFrame, phase: str) -> str:
+    """What one set for all kinds of text loses against a set for each."""
+    rows = merging[(merging["domain"] == OVERALL) & (merging["phase"] == phase)]
+    if rows.empty or np.isnan(rows["loss"].iloc[0]):
+        return ""
+    row = rows.iloc[0]
+    ends = between(row["loss_low"], row["loss_high"])
+    return (
+        f"In {phase}, one set for all texts serves {percent(row['merged'])}, a set for each "
+        f"{percent(row['specialist'])} of the same documents: merging loses "
+        f"{100 * row['loss']:.1f} points{f' [{ends}]' if ends else ''}."
+    )
 
 
 def _transfer(transfer: pd.DataFrame, phase: str, highest: float) -> Table:

@@ -80,7 +80,7 @@ class PageInputs:
 
     def reason(self, key: str) -> str:
         """Why a section has nothing to show, as a sentence."""
-        return sentence(self.reasons.get(key, "nothing was computed for this section"))
+        return sentence(self.reasons.get(key) or "the trace has too little text for this")
 
     def counts(self, phase: str, domain: str) -> NDArray[np.int64]:
         """[L, E] int64, assignments in a phase and a domain."""

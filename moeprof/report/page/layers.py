@@ -47,6 +47,12 @@ def _table(inputs: PageInputs, phase: str, folded: bool) -> Table:
         Column("for 80 %", f"fewest experts of {num_experts} that carry 80 % of the choices"),
         Column("used", "experts that were ever chosen"),
     ]
+    next_of = _by_layer(_of(inputs, inputs.analysis.locality_layers, phase), "overlap")
+    told = _by_layer(_of(inputs, inputs.analysis.prediction_layers, phase), "recall")
+    if next_of:
+        columns.append(Column("reused", "experts of a token that the next one chooses, too"))
+    if told:
+        columns.append(Column("foretold", "experts told from the layer before, of top-k tries"))
     if inputs.placement is not None:
         columns.append(Column("in vram", "experts that the plan keeps in VRAM"))
     counts = inputs.counts(phase, inputs.overall)
@@ -65,6 +71,7 @@ def _table(inputs: PageInputs, phase: str, folded: bool) -> Table:
             _number(uneven["experts_80"], ".0f"),
             _number(uneven["used"] * num_experts, ".0f"),
         ]
+        cells += [known.get(layer, Cell(UNKNOWN)) for known in (next_of, told) if known]
         if inputs.placement is not None:
             kept = int(np.sum(inputs.placement.tier_of[row] == Tier.VRAM))
             cells.append(Cell(f"{kept} of {num_experts}", kept))
@@ -73,7 +80,17 @@ def _table(inputs: PageInputs, phase: str, folded: bool) -> Table:
     return Table(caption, tuple(columns), tuple(body), sortable=True, folded=folded)
 
 
+def _by_layer(frame: pd.DataFrame, column: str) -> dict[int, Cell]:
+    return {
+        int(row["layer"]): share_cell(row[column], row[f"{column}_low"], row[f"{column}_high"])
+        for _, row in frame.iterrows()
+    }
+
+
 def _of(inputs: PageInputs, frame: pd.DataFrame, phase: str) -> pd.DataFrame:
+    """A frame's rows of all domains together in one phase; none of an empty frame."""
+    if frame.empty:
+        return frame
     return frame[(frame["domain"] == inputs.overall) & (frame["phase"] == phase)]
 
 

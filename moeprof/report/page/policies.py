@@ -9,7 +9,6 @@ from moeprof.plan.simulation import (
     Simulation,
     SimulationRequest,
     expert_bytes_in,
-    usual_policies,
 )
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import (
@@ -40,10 +39,9 @@ _ADAPTIVE = ("lru", "lfu", "lfru")
 
 def simulation_request(trace: Trace, plan: PlanRequest) -> SimulationRequest:
     """What to replay for a page: the usual policies at `SHARES` of the bytes of all experts."""
-    usual = usual_policies(trace, None, None, held_out=True)
     total = sum(expert_bytes_in(trace.shape, plan.weight_format)) * trace.shape.num_experts
     return SimulationRequest(
-        policies=tuple(policy for policy in usual if policy.name in _WORDS),
+        policies=(),
         budgets=tuple(int(share * total) for share in SHARES),
         folds=plan.folds,
         hardware=plan.hardware,
@@ -57,7 +55,7 @@ def policies_section(inputs: PageInputs) -> Section:
     simulation = inputs.simulation
     if simulation is None:
         return absent(_KEY, _TITLE, inputs.reason(_KEY))
-    rows = simulation.rows
+    rows = simulation.rows[simulation.rows["policy"].isin(list(_WORDS))]
     phases = list(dict.fromkeys(rows["phase"]))
     prose = [
         "A static list of experts in VRAM against caches that change with the text, at every size: "
@@ -69,9 +67,9 @@ def policies_section(inputs: PageInputs) -> Section:
         prose.append("In prefill an expert is looked up once for all tokens of a prompt.")
     minds = [f"Mind {text}." for text in simulation.warnings]
     prose += [text for text in minds if f", {phases[-1]}:" in text]
-    charts = [_chart(simulation, "hit_rate")]
+    charts = [_chart(simulation, rows, "hit_rate")]
     if rows["tokens_per_s"].notna().any():
-        charts.append(_chart(simulation, "tokens_per_s"))
+        charts.append(_chart(simulation, rows, "tokens_per_s"))
     tables = tuple(_table(rows, phase) for phase in reversed(phases))
     notes = (*map(sentence, simulation.notes), *(one for one in minds if one not in prose))
     return Section(_KEY, _TITLE, _finding(rows), tuple(prose), tuple(charts), tables, notes)
@@ -106,9 +104,9 @@ def _finding(rows: pd.DataFrame) -> str:
     )
 
 
-def _chart(simulation: Simulation, figure: str) -> Chart:
+def _chart(simulation: Simulation, every: pd.DataFrame, figure: str) -> Chart:
     panels = []
-    for phase, rows in simulation.rows.groupby("phase", sort=False):
+    for phase, rows in every.groupby("phase", sort=False):
         if rows[figure].isna().all():
             continue
         lines = []
