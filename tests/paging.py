@@ -23,6 +23,7 @@ from moeprof.plan.advice import (
     SweepPoint,
 )
 from moeprof.report.page import PageInputs
+from moeprof.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTACK = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>&\"\u2028"
@@ -49,9 +50,10 @@ def charts_of(page: str) -> dict[str, dict[str, object]]:
     return charts
 
 
-def make_inputs(cells: Any, metadata: Any, **changes: Any) -> PageInputs:
-    """What a page is made from, analysed with few resamples."""
-    analysis = analyze(cells, AnalysisSettings(resamples=changes.pop("resamples", 20)))
+def make_inputs(source: Any, metadata: Any, **changes: Any) -> PageInputs:
+    """What a page on a trace or its counts is made from, analysed with few resamples."""
+    analysis = analyze(source, AnalysisSettings(resamples=changes.pop("resamples", 20)))
+    cells = source.cell_counts() if isinstance(source, Trace) else source
     return PageInputs(metadata=metadata, cells=cells, analysis=analysis, **changes)
 
 

@@ -17,9 +17,11 @@ from moeprof.plan.advice import Finding
 from moeprof.plan.simulation import Simulation, simulate
 from moeprof.report.page import report_page, simulation_request
 from moeprof.report.page.document import page_sections
+from moeprof.report.page.domains import domains_section
 from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
+from moeprof.trace import Trace
 
 COUNTS = skewed_counts(3, 2, 4)
 
@@ -244,14 +246,56 @@ def test_a_plan_of_another_model_is_refused() -> None:
         make_inputs(cells, metadata, placement=make_placement(model=other))
 
 
-def make_simulation(tmp_path: Path, **changes: Any) -> Simulation:
-    """Two layers of four experts; every token of two documents takes experts 0 and 1."""
+def repeating_trace(tmp_path: Path, num_documents: int = 2) -> Trace:
+    """Two layers of four experts; every token takes experts 0 and 1."""
     shape = make_shape(moe_layers=(0, 1), num_experts=4, top_k=2)
     odds = np.array([[1e9, 1e9, 1e-9, 1e-9]] * 2)
-    block = make_block(shape, [0] * 5 + [1] * 5, decode=4, probabilities=odds)
-    trace = make_trace(tmp_path / "trace", {"text": block}, shape)
+    sequence = np.repeat(np.arange(num_documents), 5).tolist()
+    block = make_block(shape, sequence, decode=4, probabilities=odds)
+    return make_trace(tmp_path / "trace", {"text": block}, shape)
+
+
+def make_simulation(tmp_path: Path, **changes: Any) -> Simulation:
+    trace = repeating_trace(tmp_path)
     plan = PlanRequest(0, folds=2, **changes)
     return simulate(trace, simulation_request(trace, plan))
+
+
+def test_what_is_always_the_same_is_reused_and_foretold(tmp_path: Path) -> None:
+    trace = repeating_trace(tmp_path, num_documents=6)
+    sections = {one.key: one for one in page_sections(make_inputs(trace, trace.metadata))}
+    locality = sections["locality"]
+    assert locality.finding == (
+        "In decode, the next token chooses 100 % of a token's experts again, where even routing "
+        "would choose 50 %; 100 % of the next layer's experts can be told from this layer's, "
+        "100 % from popularity."
+    )
+    overlap, prediction = (chart.data["panels"][-1] for chart in locality.charts)
+    assert list(overlap["x"]) == [1, 2, 3]
+    assert [list(line["y"]) for line in overlap["lines"]] == [[1] * 3, [1] * 3, [0.5] * 3]
+    assert prediction["lines"][0]["y"].iloc[0] == 1
+    decode = sections["layers"].tables[0]
+    reused = [column.name for column in decode.columns].index("reused")
+    assert [row[reused].text for row in decode.rows] == ["100 %", "100 %"]
+    assert sections["sufficiency"].finding == (
+        "6 documents are enough to know the coverage of decode to within 2 points."
+    )
+
+
+def test_one_document_is_too_few_to_decide() -> None:
+    sections = {one.key: one for one in page_sections(inputs_of({"text": COUNTS[:1]}))}
+    assert sections["sufficiency"].finding == (
+        "1 document is too few to say how many more are needed."
+    )
+
+
+def test_disjoint_domains_lose_by_merging() -> None:
+    # Experts 0 and 1 serve one text, 2 and 3 the other; 20 % of the eight cells are two.
+    code, prose = np.zeros((2, 6, 2, 4), int)
+    code[..., :2], prose[..., 2:] = 100, 100
+    section = domains_section(inputs_of({"code": code, "prose": prose}))
+    assert "serves 50 % of the choices on its own kind of text, 0 % on another" in section.finding
+    assert "merging loses 25.0 points" in " ".join(section.prose)
 
 
 def test_caches_hit_as_often_as_counted_by_hand(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from paging import ATTACK, ROOT, make_advice, make_inputs, skewed_counts
 from planning import N, R, V, make_placement
 
 import moeprof
-from moeprof.report.page import PageInputs, report_page
+from moeprof.plan import PlanRequest
+from moeprof.plan.simulation import simulate
+from moeprof.report.page import PageInputs, report_page, simulation_request
 
 PHONE = {"width": 390, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 # Margins of the map inside its plot, as `mapOption` in cells.js sets them.
@@ -30,9 +32,10 @@ def browser() -> Iterator[Browser]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trace = moeprof.open_trace(ROOT / "traces" / "demo")
     placement = moeprof.read_placement(ROOT / "placements" / "demo.json")
+    simulation = simulate(trace, simulation_request(trace, PlanRequest(0)))
     return _written(
         tmp_path_factory.mktemp("demo"),
-        make_inputs(trace.cell_counts(), trace.metadata, placement=placement),
+        make_inputs(trace, trace.metadata, placement=placement, simulation=simulation),
     )
 
 
@@ -266,7 +269,7 @@ def test_without_scripts_verdict_and_tables_remain(browser: Browser, demo: Path)
         assert page.locator("#layers table").first.locator("tbody tr").count() == 6
         assert page.locator("#layers table").first.is_visible()
         assert page.locator("#theme").is_hidden()
-        assert page.get_by_text("drawn by a script").count() == 3
+        assert page.get_by_text("drawn by a script").count() == page.locator("figure").count()
         page.locator("#coverage summary").first.click()
         assert page.locator("#coverage table").first.is_visible()
 

@@ -44,14 +44,15 @@ def _finding(inputs: PageInputs) -> str:
     frame = inputs.analysis.sufficiency
     rows = frame[(frame["domain"] == inputs.overall) & (frame["phase"] == inputs.main_phase)]
     row = (rows if len(rows) else frame).iloc[0]
-    documents = f"{row['documents']:,} document{'s' if row['documents'] != 1 else ''}"
+    several = row["documents"] != 1
+    documents = f"{row['documents']:,} document{'s are' if several else ' is'}"
     points = f"{100 * inputs.analysis.settings.tolerance:g} points"
     if row["enough"]:
-        return f"{documents} are enough to know the coverage of {row['phase']} to within {points}."
+        return f"{documents} enough to know the coverage of {row['phase']} to within {points}."
     if pd.isna(row["more_documents"]):
-        return f"{documents} are too few to say how many more are needed."
+        return f"{documents} too few to say how many more are needed."
     return (
-        f"{documents} are not enough: about {row['more_documents']:,.0f} more are needed to know "
+        f"{documents} not enough: about {row['more_documents']:,.0f} more are needed to know "
         f"the coverage of {row['phase']} to within {points}."
     )
 
