@@ -12,10 +12,10 @@ from test_plan import routed as block_of
 
 from moeprof.hardware import Time
 from moeprof.plan import advice as words
-from moeprof.plan.cache_trials import _lower_envelope
 from moeprof.plan.cost import DecodeClock, decode_clock
 from moeprof.plan.evaluated import Evaluated
 from moeprof.plan.evaluation import gain, split_documents, total
+from moeprof.plan.oracle import lower_envelope
 from moeprof.plan.played import Clocks, clocks_of, play_counts, play_sets
 from moeprof.plan.prefill_cost import prefill_clock
 from moeprof.plan.routed import DECODE, PREFILL, read_routed
@@ -52,11 +52,11 @@ class TestDecodeClock:
             mean += odds * clock.layer_seconds(0, hits, misses, misses * 500)[0]
         assert clock.expected_seconds(0, 3, np.array(hit_rate), 500) == pytest.approx(mean)
 
-    def test_the_lower_envelope_is_convex_falls_and_touches_the_values(self) -> None:
+    def test_thelower_envelope_is_convex_falls_and_touches_the_values(self) -> None:
         rng = np.random.default_rng(2)
         for _ in range(50):
             values = rng.random(rng.integers(2, 9))
-            found = _lower_envelope(values)
+            found = lower_envelope(values)
             assert (found <= values + 1e-12).all()
             assert (np.diff(found) <= 1e-12).all()
             assert (np.diff(found, 2) >= -1e-12).all()

@@ -82,8 +82,9 @@ def simulate(
     """
     from moeprof.placement import check_free, write_whole
     from moeprof.plan import PHASE_CHOICES
-    from moeprof.plan.simulation import SimulationRequest, expert_bytes_in
+    from moeprof.plan.simulation import SimulationRequest
     from moeprof.plan.simulation import simulate as replay_all
+    from moeprof.plan.trace_facts import expert_bytes_in
     from moeprof.policies import parse_policy, user_policy
     from moeprof.trace import open_trace
 

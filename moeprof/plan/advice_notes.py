@@ -39,8 +39,10 @@ def rests_on(
         yield "outside the experts a prompt takes the time of one token: its reading of weights"
     tried = [trial for trial in evaluated.trials.values() if trial.policy is not None]
     if tried:
-        count = len(request.policies)
-        yield f"the best of {count} caches is chosen on other documents than it is scored on"
+        yield (
+            f"the best of {len(request.policies)} caches is chosen on other documents than it is "
+            "scored on, begins with the hot set, and goes on from document to document as traced"
+        )
 
 
 def missing(
@@ -98,8 +100,9 @@ def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
     tokens = round(float(situation.tokens(DECODE).sum()))
     documents = sum(domain.documents for domain in trace.metadata.domains)
     text = (
-        f"{tokens:,} {'prompt' if sample.stands_in else 'reply'} tokens of {documents} documents "
-        f"in {len(trace.domains)} domains of {trace.name}"
+        f"{tokens:,} {'prompt' if sample.stands_in else 'reply'} tokens of "
+        f"{_counted(documents, 'document')} in {_counted(len(trace.domains), 'domain')} of "
+        f"{trace.name}"
     )
     if not situation.split.num_folds:
         return f"{text}; nothing could be held out"
@@ -108,3 +111,7 @@ def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
     return (
         f"{text}{dealt}, in {situation.split.num_folds} folds: what is scored was not learned from"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

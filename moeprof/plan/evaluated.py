@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from moeprof.placement import Estimate
 from moeprof.plan import advice
-from moeprof.plan.cache_trials import cache_trials, oracle_trial
+from moeprof.plan.cache_trials import cache_trials
 from moeprof.plan.evaluation import Split, Total, gain, is_clear, ratio, total
+from moeprof.plan.oracle import oracle_trial
 from moeprof.plan.routed import DECODE, PREFILL
 from moeprof.plan.trials import Situation, Trial, fixed_trials
 from moeprof.plan.verdict import LEAST_EXTRA_HITS, LEAST_GAIN
@@ -143,7 +144,7 @@ def evaluate(situation: Situation, room_bytes: int) -> Evaluated:
     if situation.routed is not None:
         if situation.total_bytes <= situation.ram_bytes:
             trials += cache_trials(situation, room_bytes)
-        trials.append(oracle_trial(situation, room_bytes, trials))
+        trials.append(oracle_trial(situation, situation.routed, room_bytes, trials))
     return Evaluated(situation, room_bytes, {trial.name: trial for trial in trials})
 
 

@@ -176,6 +176,19 @@ def speed(tokens: NDArray[np.float64], seconds: NDArray[np.float64], split: Spli
     return ratio(total(tokens, split), total(seconds, split), split.degrees)
 
 
+def hit_share(
+    hits: NDArray[np.float64], assignments: NDArray[np.float64], split: Split
+) -> Estimate:
+    """Share of assignments that hit, with a 95 % interval over documents; sets stay as they are.
+
+    Args:
+        hits: [G] float64, of each document group.
+        assignments: [G] float64; not all 0.
+        split: its resamples are used.
+    """
+    return ratio(total(hits, split), total(assignments, split), split.degrees)
+
+
 def is_clear(found: Estimate, least: float) -> bool:
     """Whether a gain is at least so large, and its interval excludes none."""
     return found.low is not None and found.low > 0 and found.value >= least

@@ -90,6 +90,15 @@ def play_cache(routed: Routed, replayed: ReplayResult, clocks: Clocks) -> Played
     return _play(routed, lambda _, lookups: replayed.is_hit[lookups], replayed.bytes_read, clocks)
 
 
+def added(parts: Sequence[Played]) -> Played:
+    """What was done with documents that were played apart."""
+    return Played(
+        np.sum([part.hits for part in parts], axis=0),
+        np.sum([part.seconds for part in parts], axis=0),
+        np.sum([part.copied_bytes for part in parts], axis=0),
+    )
+
+
 def play_counts(
     counts: CellCounts,
     sets: NDArray[np.bool_],

@@ -21,6 +21,7 @@ class Routed:
     Attributes:
         accesses: the lookups; B batches of N lookups.
         group: [B] int64, document group of each batch.
+        num_groups: G.
         batch_start, cells, uses, row, phase: of `accesses`.
         tokens: [2, G] float64, tokens of each phase and group.
         prompts: [G] float64, windows of prompts of each group: prefill steps.
@@ -36,15 +37,21 @@ class Routed:
         )
         self.row, self.phase = accesses.row, accesses.phase
         self._key = self.phase.astype(np.int64) * num_groups + group
-        self._num_groups = num_groups
+        self.num_groups = num_groups
         first = self.row == 0
         self.tokens = self.sums(np.where(first, accesses.tokens, 0))
         self.prompts = self.sums(first)[PREFILL]
 
+    def select(self, kept: NDArray[np.bool_]) -> "Routed":
+        """The lookups of some document groups, [G] bool; the others have none."""
+        steps = kept[self.group[:: self.accesses.shape.num_moe_layers]]
+        group = self.group[np.repeat(steps, self.accesses.shape.num_moe_layers)]
+        return Routed(self.accesses.select(steps), group, self.num_groups)
+
     def sums(self, of_batch: NDArray[np.generic]) -> NDArray[np.float64]:
         """[2, G] float64, the sums of [B] figures over the batches of each phase and group."""
-        sums = np.bincount(self._key, of_batch.astype(np.float64), 2 * self._num_groups)
-        return sums.reshape(2, self._num_groups).astype(np.float64)
+        sums = np.bincount(self._key, of_batch.astype(np.float64), 2 * self.num_groups)
+        return sums.reshape(2, self.num_groups).astype(np.float64)
 
     def chunks(self) -> Iterator[tuple[slice, slice]]:
         """Batches and their lookups, in slices of about `_CHUNK` lookups."""

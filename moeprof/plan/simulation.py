@@ -15,11 +15,11 @@ from moeprof.analyze.intervals import degrees_of_freedom, resampling_weights
 from moeprof.errors import TraceError
 from moeprof.hardware import HardwareProfile
 from moeprof.model_shape import ModelShape
-from moeprof.native.reference import BLOCK_BYTES, BLOCK_SIZE
 from moeprof.placement import Estimate
 from moeprof.plan.evaluation import NUM_RESAMPLES, Split, hit_share, speed
 from moeprof.plan.played import Clocks, clocks_of, play_cache
 from moeprof.plan.routed import Routed
+from moeprof.plan.trace_facts import expert_bytes_in
 from moeprof.policies import (
     HeldOut,
     Policy,
@@ -36,7 +36,6 @@ from moeprof.trace.folds import group_of_sequence
 from moeprof.units import format_size
 
 USUAL_POLICIES = ("static", "lru", "lfu", "lfru", "belady", "optimum")
-_ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Below this part of the uniform share a policy does worse than arbitrary experts by far.
 _CLIFF = 0.5
 
@@ -113,18 +112,6 @@ class Simulation:
             "notes": self.notes,
         }
         return json.dumps(document, indent=1, ensure_ascii=False)
-
-
-def expert_bytes_in(shape: ModelShape, weight_format: str | None) -> tuple[int, ...]:
-    """Bytes of one expert of each MoE layer in a weight format; as stored without one.
-
-    Where the checkpoint's element type is no plain number, sizes stay as stored.
-    """
-    element = _ELEMENT_BYTES.get(shape.dtype)
-    if weight_format not in BLOCK_BYTES or element is None:
-        return shape.expert_bytes
-    block = BLOCK_BYTES[weight_format]
-    return tuple(size * block // (element * BLOCK_SIZE) for size in shape.expert_bytes)
 
 
 def simulate(trace: Trace, request: SimulationRequest) -> Simulation:

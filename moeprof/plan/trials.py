@@ -15,6 +15,7 @@ from moeprof.plan.greedy import solve_greedy
 from moeprof.plan.played import Clocks, Played, play_counts, play_sets
 from moeprof.plan.resampled_sets import resampled_hits
 from moeprof.plan.routed import DECODE, Routed
+from moeprof.plan.warm_replay import Part
 from moeprof.policies import Policy
 from moeprof.trace import CellCounts
 
@@ -65,6 +66,27 @@ class Situation:
         counts = self.counts.counts.reshape(len(self.counts.counts), 2, -1)
         sizes = cell_bytes(self.expert_bytes.tolist(), self.shape.num_experts).ravel()
         return resampled_hits(counts[:, DECODE], counts, sizes, self.split)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The documents of each fold, with what may be learned for them; all at once without folds.
+
+        Raises:
+            ValueError: the trace has counts alone.
+        """
+        if self.routed is None:
+            raise ValueError("a cache is replayed over lookups, the trace has counts alone")
+        fold = self.split.fold
+        if not self.split.num_folds:
+            return [Part(self.routed, self.training.sum(axis=0))]
+        return [
+            Part(self.routed.select(fold == one), self.training[fold != one].sum(axis=0))
+            for one in range(self.split.num_folds)
+        ]
+
+    def slots(self, num_bytes: int) -> int:
+        """Experts of mean size that so many bytes hold."""
+        return num_bytes * self.shape.num_cells // self.total_bytes
 
     def tokens(self, phase: int) -> NDArray[np.float64]:
         """[G] float64, tokens of each document group in a phase."""
