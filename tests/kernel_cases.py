@@ -36,7 +36,7 @@ def make_expert(seed: int, hidden_size: int, width: int, weight_format: str, bia
 
 
 def ready_words(rows: np.ndarray, weight_format: str) -> np.ndarray:
-    """[T, words] uint32: activation rows as a device posts them; the layout is in ready_rows.hpp."""
+    """[T, words] uint32: rows as a device posts them; the layout is in ready_rows.hpp."""
     if weight_format == "bf16":
         return round_to_bf16(rows).view(np.uint32)
     quants, scales = reference.quantize_activations(rows)
