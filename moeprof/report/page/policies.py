@@ -5,11 +5,8 @@ from typing import Any
 import pandas as pd
 
 from moeprof.plan import PlanRequest
-from moeprof.plan.simulation import (
-    Simulation,
-    SimulationRequest,
-    expert_bytes_in,
-)
+from moeprof.plan.simulation import Simulation, SimulationRequest
+from moeprof.plan.trace_facts import expert_bytes_in
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import (
     Cell,
