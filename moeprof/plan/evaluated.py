@@ -30,9 +30,11 @@ class Evaluated:
 
     def is_priced(self, phase: int) -> bool:
         """Whether tokens/s are known of a phase."""
-        clocks = self.situation.clocks
-        priced = {DECODE: clocks.decode, PREFILL: clocks.prefill}[phase]
-        return priced is not None and bool(self.situation.assignments(phase).any())
+        situation = self.situation
+        has_clock = situation.clocks.decode is not None
+        if phase == PREFILL:
+            has_clock = situation.clocks.prefill is not None and situation.routed is not None
+        return has_clock and bool(situation.assignments(phase).any())
 
     def tokens_per_s(self, trial: Trial, phase: int = DECODE) -> Estimate | None:
         """Of a single sequence; None where nothing prices it."""
