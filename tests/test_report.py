@@ -1,3 +1,4 @@
+import hashlib
 import html
 import re
 from html.parser import HTMLParser
@@ -117,6 +118,13 @@ def test_only_the_scripts_of_the_page_are_allowed_to_run(demo_page: str) -> None
     script = next(part for part in allowed.split(";") if "script-src" in part)
     assert "unsafe" not in script
     assert script.count("sha256-") == demo_page.count("<script>")
+
+
+def test_the_bundled_library_is_the_one_that_its_note_describes() -> None:
+    vendor = ROOT / "moeprof" / "report" / "page" / "vendor"
+    library = (vendor / "echarts.min.js").read_bytes()
+    assert hashlib.sha256(library).hexdigest() in (vendor / "README.md").read_text(encoding="utf-8")
+    assert b"</script" not in library
 
 
 def test_numbers_in_the_charts_are_those_of_the_trace(demo_page: str) -> None:
