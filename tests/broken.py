@@ -252,7 +252,25 @@ def _vllm(folder: Path) -> list[tuple[str, object, str]]:
         routed("cut npy", "k05VTVBZ", "no array of expert ids"),
         routed("floats", [[[0.5]]], "float64 of shape"),
         routed("huge", [[[10**30]]], "object of shape"),
-        routed("no usage", [[[1, 2]]], "of which None are prompt"),
+        response(
+            "usage too small",
+            {
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+                "choices": [{"routed_experts": [[[1, 2]]] * 4}],
+            },
+            "4 rows for 1 tokens of prompt and 1 generated",
+        ),
+        response(
+            "usage is a list",
+            {"usage": [1], "choices": [{"routed_experts": [[[1, 2]]]}]},
+            "usage.prompt_tokens is null",
+        ),
+        response(
+            "token ids of text",
+            prompt | {"prompt_token_ids": "abc", "choices": [{"routed_experts": [[[1, 2]]]}]},
+            "prompt_token_ids: no list of token ids",
+        ),
+        routed("no usage", [[[1, 2]]], "usage.prompt_tokens is null"),
         response("id -2", prompt | {"choices": [{"routed_experts": [[[1, -2]]]}]}, "expert id -2"),
         response(
             "widths", prompt | {"choices": [{"routed_experts": [[[1]]]}]}, "prompt rows of (1, 2)"
@@ -264,7 +282,7 @@ def _vllm(folder: Path) -> list[tuple[str, object, str]]:
                 "prompt_token_ids": [1, 2],
                 "choices": [{"routed_experts": [[[1, 2]]], "token_ids": [3]}],
             },
-            "2 rows, but 2 + 1 token ids",
+            "2 rows from position 0 on, but 2 + 1 token ids",
         ),
         ("cut", '{"choices": [{"routed', "line 1: not JSON"),
         ("no zip", b"PK\x03\x04 and so on", "not a readable .npz file"),

@@ -311,6 +311,21 @@ def test_vllm_json_lines_of_several_choices_with_a_cached_prefix(tmp_path: Path)
     assert "assignments" not in trace.metadata.missing
 
 
+def test_vllm_rows_of_a_known_prefix_may_be_left_out(tmp_path: Path) -> None:
+    """`routed_experts_prompt_start` 3: rows begin at position 3 and end before the last token."""
+    response = {
+        "usage": {"prompt_tokens": 5, "completion_tokens": 5},
+        "choices": [{"routed_experts": foreign.npy_base64(BOTH[3:])}],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(response))
+    trace = load(tmp_path, "vllm", file, **{f: getattr(SHAPE, f) for f in SHAPE_FIELDS})
+    routing = trace.routing(1)
+    assert routing.position.tolist() == [3, 4, 5, 6, 7, 8]
+    assert routing.phase.tolist() == [0, 0, 1, 1, 1, 1]
+    np.testing.assert_array_equal(rows(trace), BOTH[3:])
+
+
 def test_parquet(tmp_path: Path) -> None:
     files = []
     scores = np.sort(np.random.default_rng(0).random((9, TOP_K)).astype(np.float16))[:, ::-1]

@@ -286,7 +286,12 @@ def _placed(output: Path) -> Iterator[Path]:
         if output.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             output.rename(replaced)
-        unfinished.rename(output)
+        try:
+            unfinished.rename(output)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(output)
+            raise
     except OSError as error:
         raise TraceError(
             f"{output}: cannot write ({error.strerror or error})",

@@ -6,8 +6,8 @@ with the arrays of one request. A response has in each of its `choices` the fiel
 - vLLM 0.21: a nested list [generated, moe_layers, k], and beside the choices
   `prompt_routed_experts` [prompt, moe_layers, k].
 - vLLM 0.22 and later: a .npy array in base64, [prompt + generated - 1, moe_layers, k]: the last
-  token was never fed. How many rows are prompt follows from `usage.prompt_tokens` or
-  `prompt_token_ids`.
+  token was never fed. How many rows are prompt follows from `usage` or the token ids; a prefix
+  that `routed_experts_prompt_start` left out is noticed by them.
 
 In a .npz the two arrays of 0.21 stand under their names, as `RequestOutput.prompt_routed_experts`
 and `CompletionOutput.routed_experts` give them. Ids are int16 or wider, -1 at positions that came
@@ -110,64 +110,114 @@ def _arrays(path: Path) -> Mapping[str, Any]:
 
 def _documents(name: str, response: Mapping[str, Any]) -> Iterator[Tokens]:
     prompt = _ids(f"{name}: {_PROMPT}", response.get(_PROMPT))
-    prompt_ids = response.get("prompt_token_ids")
     for index, choice in enumerate(response["choices"]):
         where = name if len(response["choices"]) == 1 else f"{name} choice {index}"
-        routed = _ids(f"{where}: {_ROUTED}", choice.get(_ROUTED))
-        if routed is None:
+        rows = _ids(f"{where}: {_ROUTED}", choice.get(_ROUTED))
+        if rows is None:
             raise TraceError(f"{where}: no {_ROUTED}", _EXPECTED)
-        own = prompt_ids if prompt_ids is not None else choice.get("prompt_token_ids")
+        given = response.get("prompt_token_ids", choice.get("prompt_token_ids"))
+        prompt_ids = _token_ids(f"{where}: prompt_token_ids", given)
+        token_ids = _token_ids(f"{where}: token_ids", choice.get("token_ids"))
         if prompt is None:
-            num_prompt = _prompt_length(where, response, own, len(routed))
-            rows = routed
-        elif prompt.shape[1:] != routed.shape[1:]:
+            counted = _usage(where, response, prompt_ids, token_ids)
+            start, num_prompt = _span(where, len(rows), *counted)
+        elif prompt.shape[1:] != rows.shape[1:]:
             raise TraceError(
-                f"{where}: prompt rows of {prompt.shape[1:]}, generated ones of {routed.shape[1:]}",
+                f"{where}: prompt rows of {prompt.shape[1:]}, generated ones of {rows.shape[1:]}",
                 _EXPECTED,
             )
         else:
-            num_prompt, rows = len(prompt), np.concatenate([prompt, routed])
-        yield _tokens(where, rows, num_prompt, (own, choice.get("token_ids")), index)
+            start, num_prompt = 0, len(prompt)
+            rows = np.concatenate([prompt, rows])
+        joint = None
+        if prompt_ids is not None and token_ids is not None:
+            # The last generated token was not fed, and may have no row.
+            joint = np.concatenate([prompt_ids, token_ids])[start : start + len(rows)]
+            if len(joint) < len(rows) or len(prompt_ids) != num_prompt:
+                raise TraceError(
+                    f"{where}: {len(rows)} rows from position {start} on, but {len(prompt_ids)} + "
+                    f"{len(token_ids)} token ids",
+                    _EXPECTED,
+                )
+        yield _tokens(where, rows, start, num_prompt, joint, index > 0)
 
 
-def _prompt_length(
-    where: str, response: Mapping[str, Any], prompt_ids: Sequence[int] | None, num_rows: int
-) -> int:
-    """How many rows of a joint array are of the prompt."""
-    usage = response.get("usage") or {}
-    length = usage.get("prompt_tokens") if prompt_ids is None else len(prompt_ids)
-    if not isinstance(length, int) or not 0 <= length <= num_rows:
+def _usage(
+    where: str,
+    response: Mapping[str, Any],
+    prompt_ids: NDArray[np.int64] | None,
+    token_ids: NDArray[np.int64] | None,
+) -> tuple[int, int | None]:
+    """Tokens of the prompt, and tokens generated where that is known."""
+    usage = response.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    prompt = usage.get("prompt_tokens") if prompt_ids is None else len(prompt_ids)
+    generated = None if token_ids is None else len(token_ids)
+    if generated is None and len(response["choices"]) == 1:
+        generated = usage.get("completion_tokens")
+    for name, count in (("prompt_tokens", prompt), ("completion_tokens", generated)):
+        wanted = name == "prompt_tokens" or count is not None
+        if wanted and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+            raise TraceError(
+                f"{where}: usage.{name} is {json.dumps(count)}, so that it is not known which "
+                "rows are of the prompt",
+                "keep usage, or prompt_token_ids and token_ids, of the response",
+            )
+    return int(prompt or 0), generated
+
+
+def _span(where: str, num_rows: int, prompt: int, generated: int | None) -> tuple[int, int]:
+    """Position of the first row of a joint array, and tokens of the prompt.
+
+    Rows of a prefix that the client knew may have been left out (`routed_experts_prompt_start`):
+    the array ends with the token before the last in any case.
+    """
+    start = 0 if generated is None else max(0, prompt + generated - 1 - num_rows)
+    too_many = generated is not None and num_rows > prompt + generated
+    if too_many or start > prompt or (generated is None and num_rows < prompt):
         raise TraceError(
-            f"{where}: {num_rows} rows, of which {length} are prompt",
-            "keep usage.prompt_tokens or prompt_token_ids of the response",
+            f"{where}: {num_rows} rows for {prompt} tokens of prompt and "
+            f"{'an unknown number' if generated is None else generated} generated",
+            "keep usage.prompt_tokens and usage.completion_tokens of the response",
         )
-    return length
+    return start, prompt
+
+
+def _token_ids(where: str, value: object) -> NDArray[np.int64] | None:
+    if value is None:
+        return None
+    try:
+        ids = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise TraceError(f"{where}: no list of token ids ({error})", _EXPECTED) from error
+    empty = ids.size == 0 and ids.ndim == 1
+    if not empty and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0):
+        raise TraceError(f"{where}: no list of token ids", _EXPECTED)
+    if not empty and ids.max() >= 2**32:
+        raise TraceError(f"{where}: token id {ids.max()} is out of range", _EXPECTED)
+    return ids.astype(np.int64)
 
 
 def _tokens(
-    where: str, rows: NDArray[np.uint16], num_prompt: int, ids: tuple[Any, Any], index: int
+    where: str,
+    rows: NDArray[np.uint16],
+    start: int,
+    num_prompt: int,
+    token_id: NDArray[np.int64] | None,
+    continues: bool,
 ) -> Tokens:
     """One choice; the prompt is of the first choice, which the others continue."""
-    position = np.arange(len(rows), dtype=np.uint32)
+    position = np.arange(start, start + len(rows), dtype=np.uint32)
     kept = (rows != NO_EXPERT).any(axis=(1, 2))
-    if index > 0:
+    if continues:
         kept &= position >= num_prompt
-    token_id = None
-    if ids[0] is not None and ids[1] is not None:
-        # The last generated token was not fed, and may have no row.
-        joint = np.concatenate([np.asarray(part, np.int64).reshape(-1) for part in ids])
-        if len(joint) < len(rows) or len(ids[0]) != num_prompt or (joint < 0).any():
-            raise TraceError(
-                f"{where}: {len(rows)} rows, but {len(ids[0])} + {len(ids[1])} token ids", _EXPECTED
-            )
-        token_id = joint[: len(rows)].astype(np.uint32)[kept]
     return Tokens(
         name=where,
         experts=np.ascontiguousarray(rows[kept].transpose(1, 0, 2)),
         phase=(position >= num_prompt).astype(np.uint8)[kept],
         position=position[kept],
-        token_id=token_id,
-        continues=index > 0,
+        token_id=None if token_id is None else token_id.astype(np.uint32)[kept],
+        continues=continues,
     )
 
 
