@@ -13,12 +13,14 @@ from planning import N, R, V, make_hardware, make_placement
 
 import moeprof
 from moeprof.errors import PlacementError
+from moeprof.placement import Estimate
 from moeprof.plan import PlanRequest
 from moeprof.plan.advice import Finding
 from moeprof.plan.simulation import Simulation, simulate
 from moeprof.report.page import report_page, simulation_request
 from moeprof.report.page.document import page_sections
 from moeprof.report.page.domains import domains_section
+from moeprof.report.page.parts import estimated_share
 from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
@@ -145,6 +147,29 @@ def test_what_is_not_known_is_null_and_not_nan() -> None:
     assert [line["name"] for line in lines] == ["in-sample", "floor"]
     assert lines[0]["low"] == [None] * len(lines[0]["y"])
     assert "NaN" not in page[page.index('id="charts"') : page.index("</script>")]
+
+
+def test_a_phase_that_cannot_be_held_out_is_not_mixed_with_one_that_can() -> None:
+    decode = COUNTS
+    prefill = np.stack([COUNTS[0], 0 * COUNTS[0], 0 * COUNTS[0]])
+    sections = page_sections(inputs_of({"text": prefill}, {"text": decode}))
+    finding = next(one.finding for one in sections if one.key == "coverage")
+    assert re.fullmatch(
+        r"On new documents, the busiest 20 % of cells serve \d+ % of decode; even routing would "
+        r"show \d+ %\.",
+        finding,
+    )
+
+
+def test_an_interval_of_a_share_ends_at_all() -> None:
+    cell = estimated_share(Estimate(0.98, 0.69, 1.27))
+    assert (cell.text, cell.note) == ("98 %", "69 to 100")
+
+
+def test_options_are_set_as_code_and_numbers_keep_their_units() -> None:
+    page = report_page(inputs_of({"text": COUNTS}))
+    assert "(<code>--hardware</code> FILE, or <code>--gpu</code> and <code>--ram</code>)" in page
+    assert "20\u00a0% of cells" in page
 
 
 def test_a_layer_that_routed_nothing_has_a_row_of_dashes() -> None:

@@ -47,17 +47,17 @@ def row_at_share(analysis: Analysis, phase: str, domain: str) -> "pd.Series[floa
 
 
 def _finding(inputs: PageInputs) -> str:
-    analysis = inputs.analysis
-    rows = {phase: row_at_share(analysis, phase, inputs.overall) for phase in inputs.phases}
-    line = "held_out" if not any(np.isnan(row["held_out"]) for row in rows.values()) else ""
-    text = "new documents" if line else "the very documents they were chosen on"
-    parts = [
-        f"{percent(float(row[line or 'in_sample']))} of {phase}" for phase, row in rows.items()
-    ]
-    floor = percent(float(np.mean([row["floor"] for row in rows.values()])))
+    """What the hot set serves of new text, in every phase that has some; else of its own."""
+    share = inputs.analysis.settings.share
+    rows = {phase: row_at_share(inputs.analysis, phase, inputs.overall) for phase in inputs.phases}
+    known = {phase: row for phase, row in rows.items() if not np.isnan(row["held_out"])}
+    line = "held_out" if known else "in_sample"
+    text = "new documents" if known else "the very documents they were chosen on"
+    parts = [f"{percent(row[line])} of {phase}" for phase, row in (known or rows).items()]
+    floor = percent(float(np.mean([row["floor"] for row in (known or rows).values()])))
     return (
-        f"On {text}, the busiest {percent(analysis.settings.share)} of cells serve "
-        f"{' and '.join(parts)}; even routing would show {floor}."
+        f"On {text}, the busiest {percent(share)} of cells serve {' and '.join(parts)}; even "
+        f"routing would show {floor}."
     )
 
 

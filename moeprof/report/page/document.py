@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from moeprof.report.page.about import about_section
 from moeprof.report.page.coverage import coverage_section
@@ -52,6 +52,7 @@ _WORDS = (
     ("tier", "where weights live: vram, ram or nvme"),
 )
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|×|[KMGT]?i?B\b|tokens/s)")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _SIGNIFICANT = 5  # digits of a number in a chart: finer than a screen can show
 
 
@@ -110,7 +111,7 @@ def page_sections(inputs: PageInputs) -> tuple[Section, ...]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         autoescape=True,
         loader=FunctionLoader(lambda name: _asset(f"assets/{name}")),
         undefined=StrictUndefined,
@@ -118,6 +119,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["prose"] = _prose
+    return environment
+
+
+def _prose(text: str) -> Markup:
+    """Text as HTML, options of the command line set as code."""
+    return Markup(_OPTION.sub(r"<code>\g<0></code>", str(escape(_unbroken(text)))))
 
 
 def _unbroken(value: object) -> object:

@@ -111,9 +111,10 @@ def sentence(text: str) -> str:
 
 
 def share_cell(value: float, low: float = np.nan, high: float = np.nan) -> Cell:
-    """A share as percent, with its interval where there is one."""
+    """A share as percent, with its interval, cut to [0, 1], where there is one."""
     if np.isnan(value):
         return Cell(UNKNOWN)
+    low, high = np.clip([low, high], 0.0, 1.0)
     return Cell(percent(value), float(value), between(low, high))
 
 

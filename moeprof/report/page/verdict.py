@@ -184,13 +184,9 @@ def _plan_figures(inputs: PageInputs, placement: Placement) -> tuple[Figure, ...
                 name = f"tokens/s, {baseline.description}"
                 figures.append(_speed(name, other.tokens_per_s))
     if own is not None and own.coverage is not None:
-        covered = own.coverage
-        interval = between(
-            np.nan if covered.low is None else covered.low,
-            np.nan if covered.high is None else covered.high,
-        )
+        cell = estimated_share(own.coverage)
         name = f"of {phase} on new text served from VRAM"
-        figures.insert(1, Figure(percent(covered.value), interval, name))
+        figures.insert(1, Figure(cell.text, cell.note, name))
     return tuple(figures[:4]) or (Figure(UNKNOWN, "", f"nothing predicted for {phase}"),)
 
 

@@ -32,7 +32,8 @@ function makeCurves(host, data) {
 
 function legendOf(data) {
   const roles = new Map();
-  for (const panel of data.panels) for (const line of panel.lines) roles.set(line.name, line.role);
+  const fullest = [...data.panels].sort((one, other) => other.lines.length - one.lines.length);
+  for (const panel of fullest) for (const line of panel.lines) roles.set(line.name, line.role);
   const entries = [...roles].map(([name, role]) =>
     make("li", {}, make("i", { style: `background: var(--line-${role})` }), name));
   return make("ul", { class: "legend" }, ...entries);
