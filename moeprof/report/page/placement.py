@@ -39,7 +39,7 @@ def placement_section(inputs: PageInputs) -> Section:
         f"{_gap(placement.solver.optimality_gap)}.",
     ]
     if placement.trace.name != inputs.analysis.name:
-        prose.append(f"The plan was made from another trace, {placement.trace.name}.")
+        prose.append(f"The plan was made from another trace, called {placement.trace.name}.")
     layers = inputs.analysis.shape.moe_layers
     data = {
         "layers": layers,

@@ -98,12 +98,13 @@ def _finding(advice: Advice) -> str:
         (one for one in priced or tried if one.name not in (ORACLE, WHOLE_LAYERS)),
         key=lambda one: reached[one.name],
     )
-    words = [f"{strategy_words(best)} reaches {_figure(reached[best.name], bool(priced))}"]
-    if WHOLE_LAYERS in reached:
-        words.append(f"whole layers {_figure(reached[WHOLE_LAYERS], bool(priced))}")
-    if ORACLE in reached:
-        words.append(f"an oracle {_figure(reached[ORACLE], bool(priced))}")
-    return f"In decode, {', '.join(words)}."
+    shown = dict.fromkeys((advice.finding.strategy, best.name, WHOLE_LAYERS, ORACLE))
+    words = [
+        f"{_WORDS.get(name, name)} {_figure(reached[name], bool(priced))}"
+        for name in shown
+        if name in reached
+    ]
+    return f"In decode: {', '.join(words)}."
 
 
 def _reached(outcome: PhaseOutcome | None, priced: bool) -> float:

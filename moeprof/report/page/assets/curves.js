@@ -90,7 +90,7 @@ function lineSeries(line, panel) {
 
 /** The area between two lines: an unseen one, and the difference stacked on it. */
 function band(line, x, ink) {
-  const shared = { type: "line", stack: `band of ${line.name}`, stackStrategy: "all", showSymbol: false, silent: true, lineStyle: { opacity: 0 }, emphasis: { disabled: true }, z: 1 };
+  const shared = { type: "line", stack: `band of ${line.name}`, stackStrategy: "all", symbol: "none", silent: true, lineStyle: { opacity: 0 }, emphasis: { disabled: true }, z: 1 };
   const width = (index) => (line.low[index] === null ? null : line.high[index] - line.low[index]);
   return [
     { ...shared, id: `low of ${line.name}`, data: x.map((at, index) => [at, line.low[index]]) },
