@@ -63,6 +63,8 @@ def missing(
     """
     yield from _missing_of_machine(evaluated, request.plan.hardware)
     yield from _missing_of_trace(trace, sample)
+    if has_model and "fingerprint" in trace.metadata.missing:
+        yield "whether it is this checkpoint's trace: only its numbers of layers and experts fit"
     if not has_model:
         yield "KV cache and workspace, which need VRAM too: name the checkpoint with --model"
         if "dense_bytes" in trace.metadata.missing:

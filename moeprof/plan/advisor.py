@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moeprof.errors import CapacityError, MoeprofError
+from moeprof.errors import CapacityError, MoeprofError, PlacementError
 from moeprof.hardware import HardwareProfile
 from moeprof.placement import Budget, HardwareOrigin, TraceOrigin
 from moeprof.plan import advice
@@ -45,8 +45,10 @@ def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> ad
             hardware profile cannot hold the rest, or has no times for the experts' format.
         MoeprofError: there is no such policy.
     """
-    if model is not None:
-        check_same_model(trace, model)
+    if model is None:
+        trace.require("expert_bytes", "what fits into a budget cannot be told")
+    else:
+        _check_model(trace, model)
     facts = model or facts_of_trace(trace, request.plan)
     budget = expert_budget(facts, request.plan)
     sample = read_sample(trace)
@@ -81,6 +83,20 @@ def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> ad
         rests_on=tuple(rests_on(trace, sample, evaluated, request)),
         missing=tuple(missing(trace, sample, evaluated, request, has_model=model is not None)),
     )
+
+
+def _check_model(trace: Trace, model: ModelFacts) -> None:
+    """The checkpoint is the traced one; where the trace does not say, its numbers fit."""
+    if "fingerprint" not in trace.metadata.missing:
+        check_same_model(trace, model)
+        return
+    for name in ("num_moe_layers", "num_experts", "top_k"):
+        traced, found = (getattr(shape, name) for shape in (trace.shape, model.shape))
+        if traced > found or (traced != found and name != "top_k"):
+            raise PlacementError(
+                f"{trace.path}: has {name} {traced}, but {model.name} has {found}",
+                "name the checkpoint that was traced with --model",
+            )
 
 
 def _situation(sample: Sample, facts: ModelFacts, request: AdviceRequest) -> Situation:

@@ -1,9 +1,8 @@
 """The sweep of an advice as a matplotlib `Figure` without pyplot: tokens/s over VRAM."""
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from moeprof.placement import Estimate
 from moeprof.plan import advice as words
@@ -22,6 +21,8 @@ _LINES = {
     words.HOT_SET_AND_CACHE: ("#009E73", 1.6, "-"),
     words.ORACLE: ("#000000", 1.2, ":"),
 }
+# A sweep to this multiple of its beginning is drawn over the logarithm.
+_WIDE = 8
 _PHASES = {"decode": "replies (decode)", "prefill": "prompts (prefill)"}
 
 
@@ -54,30 +55,30 @@ def _is_priced(advice: Advice, phase: str) -> bool:
 
 
 def _draw(axes: Axes, advice: Advice, phase: str, priced: bool) -> None:
-    for name, (colour, width, style) in _LINES.items():
+    unit, name = _unit(advice)
+    for strategy, (colour, width, style) in _LINES.items():
         points = [
-            (point.vram_bytes, _figure(one.phase(phase), priced))
+            (point.vram_bytes / unit, _figure(one.phase(phase), priced))
             for point in advice.sweep
             for one in point.strategies
-            if one.name == name
+            if one.name == strategy
         ]
         known = [(vram, estimate) for vram, estimate in points if estimate is not None]
         if not known:
             continue
         vram = [one for one, _ in known]
         values = [one.value for _, one in known]
-        axes.plot(vram, values, style, color=colour, lw=width, label=LABELS[name])
+        axes.plot(vram, values, style, color=colour, lw=width, label=LABELS[strategy])
         low = [one.value if one.low is None else one.low for _, one in known]
         high = [one.value if one.high is None else one.high for _, one in known]
         axes.fill_between(vram, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.axvline(advice.budget.total_bytes, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xscale("log")
-    ticks = _ticks(advice)
-    axes.set_xticks(ticks, [format_size(tick).replace(".0 ", " ") for tick in ticks])
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.axvline(advice.budget.total_bytes / unit, color="black", linewidth=0.8, linestyle=":")
+    if advice.sweep[-1].vram_bytes >= _WIDE * advice.sweep[0].vram_bytes:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value, priced)))
-    axes.set_xlabel("VRAM for everything")
+    axes.set_xlabel(f"VRAM for everything, {name}")
     axes.set_ylabel("tokens/s" if priced else "hit rate")
     axes.set_title(_PHASES[phase], loc="left", fontsize=11)
     axes.grid(alpha=0.25)
@@ -90,13 +91,13 @@ def _number(value: float, priced: bool) -> str:
     return f"{value:,.0f}" if value == int(value) else format_speed(value)
 
 
-def _ticks(advice: Advice) -> list[float]:
-    """Powers of two times a binary unit within the sweep, at most some seven."""
-    low, high = advice.sweep[0].vram_bytes, advice.sweep[-1].vram_bytes
-    first, last = int(np.ceil(np.log2(low))), int(np.floor(np.log2(high)))
-    step = max(1, -(-(last - first + 1) // 7))
-    powers = [2.0**power for power in range(first, last + 1, step)]
-    return powers or [float(low), float(high)]
+def _unit(advice: Advice) -> tuple[float, str]:
+    """Bytes of the unit in which the middle of the sweep is a handy number, and its name."""
+    middle = advice.sweep[len(advice.sweep) // 2].vram_bytes
+    for name, unit in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
+        if middle >= unit:
+            return unit, name
+    return 1.0, "bytes"
 
 
 def _figure(outcome: PhaseOutcome | None, priced: bool) -> Estimate | None:
