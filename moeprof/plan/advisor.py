@@ -13,7 +13,7 @@ from moeprof.plan.advice_notes import missing, rests_on
 from moeprof.plan.break_even import break_even
 from moeprof.plan.budget import check_ram, expert_budget
 from moeprof.plan.domain_sets import domain_sets
-from moeprof.plan.evaluated import evaluate
+from moeprof.plan.evaluated import Evaluated, evaluate
 from moeprof.plan.evaluation import split_documents
 from moeprof.plan.judgement import judge
 from moeprof.plan.planner import check_same_model
@@ -81,8 +81,22 @@ def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> ad
         domain_sets=sets,
         sweep=tuple(_sweep(situation, facts, request)),
         rests_on=tuple(rests_on(trace, sample, evaluated, request)),
-        missing=tuple(missing(trace, sample, evaluated, request, has_model=model is not None)),
+        missing=(
+            *missing(trace, sample, evaluated, request, has_model=model is not None),
+            *_missing_of_runtime(evaluated, recommended),
+        ),
     )
+
+
+def _missing_of_runtime(evaluated: Evaluated, recommended: str | None) -> Iterator[str]:
+    """What `moeprof run` cannot do of what is recommended, and what it can."""
+    if recommended in (advice.CACHE, advice.HOT_SET_AND_CACHE):
+        hot_set, base = (evaluated.trials[name] for name in (advice.HOT_SET, advice.WHOLE_LAYERS))
+        yield (
+            "a cache in moeprof run, which keeps experts where a plan puts them: as it is, the "
+            f"busiest experts have {evaluated.over(evaluated.merit(hot_set, base))} "
+            f"{base.description}"
+        )
 
 
 def _check_model(trace: Trace, model: ModelFacts) -> None:
