@@ -174,6 +174,21 @@ def make_trace(
         return writer.finish()
 
 
+def block_of(experts: object, sequence: object, decode: int = 0) -> TokenBlock:
+    """Just these experts [L, T, K] of tokens that follow each other in the documents `sequence`.
+
+    The last `decode` of all tokens are decoded.
+    """
+    chosen = np.asarray(experts, np.uint16)
+    document = np.asarray(sequence, np.uint32)
+    _, first, length = np.unique(document, return_index=True, return_counts=True)
+    position = (np.arange(len(document)) - np.repeat(first, length)).astype(np.uint32)
+    phase = np.zeros(len(document), np.uint8)
+    phase[len(document) - decode :] = 1
+    weights = np.zeros(chosen.shape, np.float16)
+    return TokenBlock(document, position, np.zeros_like(document), phase, chosen, weights)
+
+
 def _block(
     shape: ModelShape,
     numbers: np.ndarray,

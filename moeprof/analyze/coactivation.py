@@ -120,12 +120,12 @@ class _LayerPairs:
         return self._count(_marked([self.best], self.weights.shape[1]), zeros)
 
     def held_out(self) -> NDArray[np.float64]:
-        fold = self.place.sample.fold
+        fold, taught_by = self.place.sample.fold, self.place.sample.one_way
         marks = []
-        for k in range(len(self.together)):
-            training = self.weights[fold != k]
-            others = self.together.sum(axis=0) - self.together[k]
-            marks.append(standing_out(others, training.T @ training))
+        for teachers in taught_by:
+            training = self.weights[teachers[fold] == 1]
+            found = np.tensordot(teachers, self.together, axes=1)
+            marks.append(standing_out(found, training.T @ training))
         return self._count(_marked(marks, self.weights.shape[1]), fold)
 
     def named(self) -> list[NamedPair]:

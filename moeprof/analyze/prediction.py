@@ -3,7 +3,8 @@
 Candidates are ranked by naive Bayes over the experts that the token chose in this layer, with
 probabilities from how often experts of the two layers went together on training documents (Maron
 1961, J. ACM 8(3)). The rival is popularity alone: the next layer's busiest experts on the same
-training documents, whatever the token.
+training documents, whatever the token. Intervals are over the documents scored, with what was
+learned kept.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.analyze.coverage import held_out_covered, training_orders
+from moeprof.analyze.coverage import held_out_covered
+from moeprof.analyze.hot_sets import best_first
 from moeprof.analyze.sample import Sample
 from moeprof.analyze.walk import RoutedLayer, SampleTokens
 from moeprof.native import candidate_ranks, pair_counts
@@ -78,14 +80,23 @@ class NextLayerRanks:
 def _training_scores(
     place: SampleTokens, row: int, before: NDArray[np.uint16], now: NDArray[np.uint16]
 ) -> NDArray[np.float32]:
-    """[folds, E + 1, E] float32, learned on the documents outside each fold."""
+    """[folds, E + 1, E] float32, learned on the folds that teach each fold."""
     sample = place.sample
-    folds, shape = range(sample.num_folds), sample.shape
-    together = pair_counts(before, now, place.fold, len(folds), shape.num_experts)
-    of_fold = np.stack([sample.counts[sample.fold == k].sum(axis=0) for k in folds])
-    given, chosen = of_fold[:, row - 1], of_fold[:, row]
-    together, given, chosen = (part.sum(axis=0) - part for part in (together, given, chosen))
-    return evidence(together, given, chosen, shape.top_k)
+    num_folds, shape, taught_by = sample.num_folds, sample.shape, sample.one_way
+    together = pair_counts(before, now, place.fold, num_folds, shape.num_experts)
+    given, chosen = (_by_fold(sample)[:, row - back] for back in (1, 0))
+    return evidence(
+        np.tensordot(taught_by, together, axes=1),
+        taught_by @ given,
+        taught_by @ chosen,
+        shape.top_k,
+    )
+
+
+def _by_fold(sample: Sample) -> NDArray[np.int64]:
+    """[folds, L, E] int64, assignments of the documents of each fold."""
+    folds = range(sample.num_folds)
+    return np.stack([sample.counts[sample.fold == fold].sum(axis=0) for fold in folds])
 
 
 def popularity_hits(sample: Sample, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -98,6 +109,6 @@ def popularity_hits(sample: Sample, sizes: NDArray[np.int64]) -> NDArray[np.floa
     Returns:
         [G, L, S] float64.
     """
-    of_one_size = np.ones(sample.counts.shape[1:], np.int64)
-    orders = training_orders(sample.counts, of_one_size, sample.fold)
+    training = np.tensordot(sample.one_way, _by_fold(sample), axes=1)
+    orders = best_first(training, np.ones(training.shape[1:], np.int64))
     return held_out_covered(sample.counts, orders, sample.fold, sizes)

@@ -97,6 +97,19 @@ class Sample:
         """Folds; fewer than asked for where there are fewer groups."""
         return min(self.settings.folds, self.num_groups)
 
+    @property
+    def one_way(self) -> NDArray[np.int64]:
+        """[folds, folds] int64, 1 where the first fold is scored by what the second one taught.
+
+        Each fold learns from the half of the folds that follow it, in a circle. Learning from all
+        others, two documents would teach each other, which ties their scores to each other and
+        makes intervals over documents too narrow, most of all where there is nothing to learn
+        (Bengio & Grandvalet 2004, JMLR 5; `test_known_truth.py` shows it).
+        """
+        folds = np.arange(self.num_folds)
+        ahead = (folds[None, :] - folds[:, None]) % len(folds)
+        return ((ahead > 0) & (ahead <= max(1, len(folds) // 2))).astype(np.int64)
+
     @cached_property
     def weights(self) -> NDArray[np.float64]:
         """[R, G] float64, how often each group counts in each bootstrap resample."""
