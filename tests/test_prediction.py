@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from builders import make_shape
+from builders import make_counts, make_shape
 from builders import make_trace as write_trace
 from synthetic import Routing, block_of, make_trace
 
@@ -73,10 +73,21 @@ def test_popularity_is_the_held_out_coverage_of_each_layer(tmp_path):
     sample = Sample(trace.cell_counts(), OVERALL, "decode", ONLY)
     hits = popularity_hits(sample, np.array([3]))
     for group in range(sample.num_groups):
-        training = sample.counts[sample.fold != sample.fold[group]].sum(axis=0)
+        teachers = (sample.fold - sample.fold[group]) % 5
+        training = sample.counts[(teachers == 1) | (teachers == 2)].sum(axis=0)
         for row in range(3):
             best = np.argsort(-training[row], kind="stable")[:3]
             assert hits[group, row, 0] == sample.counts[group, row, best].sum()
+
+
+@pytest.mark.parametrize(("folds", "teachers"), [(2, 1), (3, 1), (4, 2), (5, 2), (9, 4)])
+def test_of_two_folds_of_an_odd_number_one_teaches_the_other(folds, teachers):
+    cells = make_counts({"text": np.ones((9, 1, 2), int)})
+    sample = Sample(cells, "text", "prefill", AnalysisSettings(folds=folds))
+    taught = sample.one_way
+    assert taught.sum(axis=1).tolist() == [teachers] * folds
+    if folds % 2:
+        assert (taught + taught.T + np.eye(folds, dtype=int) == 1).all()
 
 
 def test_a_single_document_or_layer_predicts_nothing(tmp_path):
