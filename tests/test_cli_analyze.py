@@ -32,10 +32,34 @@ def run(*arguments):
 def test_without_a_terminal_tables_are_plain_text_on_standard_output(trace, capsys):
     assert run(trace, *QUICK) == 0
     written = capsys.readouterr()
-    assert written.out.startswith("prefill, all domains: the busiest 20 % of cells (3 of 16)")
-    assert "Coverage transfer in percent, decode" in written.out
+    assert written.out.startswith("prefill, all domains: 80 tokens\n new text ")
+    assert "the busiest 20 % of cells (3 of 16)" in " ".join(written.out.split())
+    assert "Coverage in percent, decode, by share of cells kept" in written.out
+    assert "Coverage transfer" not in written.out
     assert "\x1b" not in written.out
     assert written.err == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "topic", "title"),
+    [
+        ("coverage", "new text", "Coverage in percent, all domains, by layer"),
+        ("skew", "skew", "Skew by layer, decode, all domains"),
+        ("locality", "next token", "Hit rate in percent of a cache"),
+        ("prediction", "next layer", "Percent of the next layer's experts among so many"),
+        ("coactivation", "pairs", "Pairs most often together, decode, all domains"),
+        ("domains", "domains", "Coverage transfer in percent, decode"),
+        ("drift", "drift", "Coverage along a document less that of the same documents"),
+        ("sufficiency", "enough?", "Is it enough to decide to ±2.0 points?"),
+    ],
+)
+def test_a_section_shows_its_sentences_and_all_its_tables(trace, capsys, section, topic, title):
+    assert run(trace, "--section", section, *QUICK) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f" {topic} " in shown
+    assert title in shown
+    others = {"new text", "next token", "next layer", "enough?"} - {topic}
+    assert not any(f" {other} " in shown for other in others)
 
 
 def test_json_is_one_document_that_follows_the_schema(trace, capsys):
@@ -66,6 +90,7 @@ def test_plots_are_written_and_named_on_standard_error(trace, tmp_path, capsys):
     written = capsys.readouterr()
     json.loads(written.out)
     names = ["coverage", "transfer", "heat_map_prefill", "heat_map_decode"]
+    names += ["skew", "lag_overlap", "lru", "drift", "learning"]
     assert written.err.splitlines() == [f"wrote {folder / name}.png" for name in names]
     for name in names:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -128,7 +153,15 @@ def test_a_trace_that_cannot_be_read_is_a_sentence_and_a_remedy(tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--phase", "both"], ["--share", "0"], ["--folds", "1"], ["--resamples", "1"]]
+    "wrong",
+    [
+        ["--phase", "both"],
+        ["--share", "0"],
+        ["--folds", "1"],
+        ["--resamples", "1"],
+        ["--section", "everything"],
+        ["--tolerance", "0"],
+    ],
 )
 def test_wrong_usage_exits_with_two(trace, capsys, wrong):
     assert run(trace, *wrong) == 2

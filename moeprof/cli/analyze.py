@@ -102,7 +102,10 @@ def _print_tables(analysis: "Analysis") -> None:
 
 def _figure_names(phases: tuple[str, ...] = ("prefill", "decode", "all")) -> list[str]:
     """Every file that `--plots` may write."""
-    return ["coverage.png", "transfer.png", *[f"heat_map_{phase}.png" for phase in phases]]
+    from moeprof.report.section_figures import FIGURE_NAMES
+
+    maps = [f"heat_map_{phase}.png" for phase in phases]
+    return ["coverage.png", "transfer.png", *maps, *FIGURE_NAMES]
 
 
 def _check_folder(folder: Path, force: bool) -> None:
@@ -119,8 +122,9 @@ def _check_folder(folder: Path, force: bool) -> None:
 def _draw(analysis: "Analysis", trace: "Trace", folder: Path) -> None:
     from moeprof.placement import write_whole
     from moeprof.report.figures import coverage_figure, heat_map_figure, png, transfer_figure
+    from moeprof.report.section_figures import section_figures
 
-    figures = {"coverage.png": coverage_figure(analysis)}
+    figures = {} if analysis.curve.empty else {"coverage.png": coverage_figure(analysis)}
     if not analysis.transfer.empty:
         figures["transfer.png"] = transfer_figure(analysis)
     cells = trace.cell_counts()
@@ -130,6 +134,6 @@ def _draw(analysis: "Analysis", trace: "Trace", folder: Path) -> None:
         words = f"{phase}, {analysis.samples['domain'].iloc[0]}"
         drawn = heat_map_figure(counts, trace.shape.moe_layers, words)
         figures[f"heat_map_{phase}.png"] = drawn
-    for name, figure in figures.items():
+    for name, figure in (figures | section_figures(analysis)).items():
         write_whole(folder / name, png(figure))
         typer.echo(f"wrote {folder / name}", err=True)

@@ -1,0 +1,72 @@
+"""What tables on the terminal are made of: numbers as text, headings, columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+UNKNOWN = "-"
+
+
+def percent(value: float, decimals: int | None = None) -> str:
+    """A share as text; by default whole percent, one decimal below 10 %; `-` for NaN."""
+    if np.isnan(value):
+        return UNKNOWN
+    if decimals is None:
+        decimals = 1 if value < 0.0995 else 0
+        return f"{100 * value:.{decimals}f} %".replace(".0 %", " %")
+    return f"{100 * value:.{decimals}f} %"
+
+
+def spelled(row: "pd.Series[Any]", line: str, decimals: int | None = None) -> str:
+    """A share with its interval, such as `53 % [52 % to 54 %]`."""
+    value, low, high = (percent(row[f"{line}{end}"], decimals) for end in ("", "_low", "_high"))
+    return value if low == UNKNOWN else f"{value} [{low} to {high}]"
+
+
+def brief(row: "pd.Series[Any]", line: str) -> str:
+    """Whole percent without the sign and the interval's half width, rounded up: `61±3`."""
+    value, low, high = row[line], row[f"{line}_low"], row[f"{line}_high"]
+    if np.isnan(value):
+        return UNKNOWN
+    if np.isnan(low) or line == "floor":
+        return f"{100 * value:.0f}"
+    return f"{100 * value:.0f}±{np.ceil(100 * max(value - low, high - value)):.0f}"
+
+
+def points(share: float, signed: bool = False) -> str:
+    """A difference of shares in percentage points: whole from ten on, else one decimal."""
+    if np.isnan(share):
+        return UNKNOWN
+    decimals = 0 if abs(share) >= 0.0995 else 1
+    return f"{100 * share:{'+' if signed else ''}.{decimals}f}"
+
+
+def number(value: float, decimals: int = 0) -> str:
+    """A number as text; `-` for NaN."""
+    return UNKNOWN if np.isnan(value) else f"{value:.{decimals}f}"
+
+
+def phase_words(phase: str) -> str:
+    """A phase as it stands in headings."""
+    return "prefill and decode added" if phase == "all" else phase
+
+
+def titled(title: str, table: Table) -> RenderableType:
+    """A heading of its own: a table's title would be folded to the table's width."""
+    return Group(Text(title, style="bold"), table)
+
+
+def plain_table(names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """A table with columns of words, then columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
