@@ -1,12 +1,12 @@
 """How far the kernels' arithmetic is from transformers' on the bundled model.
 
-    python benchmarks/divergence.py [--tokens 512] [--output FILE.json]
+    python benchmarks/divergence.py [--tokens 512] [--dense-format q8_0] [--output FILE.json]
 
-Both run in float32 outside the experts. `weights`: against the unmodified model with the format's
-own dequantised weights, so that only the rounding of activations is seen. `format`: against the
-model with its weights as stored, so that the format is seen, too. Mean Kullback-Leibler divergence
-of the next token's distribution in nats, and how often the likeliest token is the same, over one
-text per domain.
+Both run in float32 outside the experts, ours with linear layers there in `--dense-format`.
+`weights`: against the unmodified model with the experts' own dequantised weights, so that of the
+experts only the rounding of activations is seen. `format`: against the model with its weights as
+stored, so that the format is seen, too. Mean Kullback-Leibler divergence of the next token's
+distribution in nats, and how often the likeliest token is the same, over one text per domain.
 """
 
 import argparse
@@ -41,6 +41,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--dense-format", default="stored")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     checkpoint = read_checkpoint(model_path())
@@ -59,6 +60,7 @@ def main() -> None:
             device="cpu",
             dtype="float32",
             weight_format=weight_format,
+            dense_format=arguments.dense_format,
         )
         rounded = quantised_reference(model_path(), weight_format)
         row: dict[str, object] = {"format": weight_format, "tokens": sum(t.numel() for t in ids)}
