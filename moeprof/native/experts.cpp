@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::uint32_t kNoJob = 0xFFFFFFFFu;
 constexpr std::size_t kQuadsPerBlock = kBlockSize / kQuad;
+constexpr std::size_t kMostBlocks = 4;  // of a piece of down
 
 std::size_t index_of(Format format) { return static_cast<std::size_t>(format); }
 
@@ -23,17 +24,24 @@ void spread(const float* sums, std::size_t num_tokens, std::size_t at, float (*r
     }
 }
 
-void add_bias(const float* bias, float* values) {
-    for (std::size_t i = 0; i < kBlockSize; ++i) values[i] += bias[i];
+// The largest of these sizes of a piece that still gives every worker several: who is late with its
+// last one then keeps the others waiting for a small part of the whole.
+std::size_t piece_size(std::size_t total, std::size_t largest, unsigned num_workers) {
+    constexpr std::size_t kPiecesPerWorker = 8;
+    std::size_t size = largest;
+    while (size > 1 && total / size < kPiecesPerWorker * num_workers) size /= 2;
+    return size;
+}
+
+void add_bias(const float* bias, std::size_t size, float* values) {
+    for (std::size_t i = 0; i < size; ++i) values[i] += bias[i];
 }
 
 std::size_t bytes_of_expert(const LayerShape& shape) {
     return expert_bytes(shape.format, shape.hidden_size, shape.width, shape.has_biases);
 }
 
-std::size_t pieces_of_expert(const LayerShape& shape) {
-    return (bytes_of_expert(shape) + kPieceBytes - 1) / kPieceBytes;
-}
+std::size_t pieces_of(std::size_t total, std::size_t size) { return (total + size - 1) / size; }
 
 // Zero counters that workers share.
 std::unique_ptr<std::atomic<std::uint32_t>[]> counters(std::size_t size) {
@@ -87,8 +95,7 @@ ExpertLayer::ExpertLayer(const LayerShape& shape, const Path& path)
       experts_(shape.num_experts, nullptr),
       job_of_(shape.num_experts, kNoJob),
       jobs_(kMaxTokens * shape.top_k),
-      blocks_done_(counters(jobs_.size())),
-      quads_done_(counters(jobs_.size() * (shape.width / kBlockSize))),
+      quads_done_(counters(jobs_.size())),
       jobs_done_(counters(shape.hidden_size / kBlockSize)),
       row_stride_(ready_bytes(shape.format, shape.hidden_size)),
       hidden_stride_(ready_bytes(shape.format, shape.width)),
@@ -102,8 +109,8 @@ DecodeFault ExpertLayer::decode(Workers& workers, const float* rows, const std::
     const Held pool = workers.hold();
     if (!layer || !pool) return DecodeFault::kBusy;
     PlainFloats floats;
-    auto* projections = reinterpret_cast<float*>(workers.scratch(projections_bytes(num_tokens)));
-    return run({*this, workers, ids, weights, num_tokens, outputs, sums, projections}, rows);
+    std::uint8_t* scratch = workers.scratch(scratch_bytes(workers, num_tokens));
+    return run({*this, workers, ids, weights, num_tokens, outputs, sums, scratch}, rows);
 }
 
 DecodeFault ExpertLayer::answer(Workers& workers, const Asked& asked,
@@ -113,7 +120,7 @@ DecodeFault ExpertLayer::answer(Workers& workers, const Asked& asked,
     if (!layer || !pool) return DecodeFault::kBusy;
     PlainFloats floats;
     const std::size_t num_values = asked.num_tokens * shape_.top_k * shape_.hidden_size;
-    const std::size_t first = projections_bytes(asked.num_tokens);
+    const std::size_t first = scratch_bytes(workers, asked.num_tokens);
     std::uint8_t* memory = workers.scratch(first + num_values * sizeof(float));
     return run_ready({*this,
                       workers,
@@ -122,7 +129,7 @@ DecodeFault ExpertLayer::answer(Workers& workers, const Asked& asked,
                       asked.num_tokens,
                       reinterpret_cast<float*>(memory + first),
                       nullptr,
-                      reinterpret_cast<float*>(memory),
+                      memory,
                       {},
                       &results},
                      asked.ready_rows);
@@ -145,15 +152,17 @@ DecodeFault ExpertLayer::run_ready(const Call& call, const std::uint8_t* ready_r
     }
     const std::size_t quads = num_jobs_ * num_quads(shape_.width);
     const unsigned num_workers = call.workers.num_threads();
-    gate_up_pieces_.open(quads, num_workers, quads);
-    down_pieces_.open(num_jobs_ * blocks, num_workers, num_jobs_ * blocks);
-    clear(blocks_done_.get(), num_jobs_);
-    clear(quads_done_.get(), quads / kQuadsPerBlock);
+    piece_quads_ = piece_size(quads, kQuadsPerBlock, num_workers);
+    piece_blocks_ = piece_size(num_jobs_ * blocks, kMostBlocks, num_workers);
+    gate_up_pieces_.open(quads / piece_quads_, num_workers);
+    down_pieces_.open(num_jobs_ * pieces_of(blocks, piece_blocks_), num_workers);
+    clear(quads_done_.get(), num_jobs_);
     clear(jobs_done_.get(), blocks);
     not_finite_.store(false, std::memory_order_relaxed);
-    const auto task = [](const void* context, unsigned) {
+    const auto task = [](const void* context, unsigned worker) {
         const Call& given = *static_cast<const Call*>(context);
-        given.layer.work(given);
+        given.layer.gate_up_pieces(given, worker);
+        given.layer.down_pieces(given, worker);
     };
     call.workers.run(task, &call);
     return not_finite_.load(std::memory_order_relaxed) ? DecodeFault::kNotFinite
@@ -199,41 +208,63 @@ bool ExpertLayer::ready_rows(const float* rows, std::size_t num_tokens) {
     return true;
 }
 
-void ExpertLayer::work(const Call& call) {
-    const std::size_t width_quads = num_quads(shape_.width);
-    const std::size_t width_blocks = shape_.width / kBlockSize;
-    const std::size_t hidden_blocks = shape_.hidden_size / kBlockSize;
-    std::size_t first = 0;
-    std::size_t end = 0;
-    while (gate_up_pieces_.take(&first, &end)) {
-        while (first < end) {  // what the run has of a block
-            const std::size_t job = first / width_quads;
-            const std::size_t quad = first % width_quads;
-            const std::size_t block = quad / kQuadsPerBlock;
-            const std::size_t count = std::min(end - first, (block + 1) * kQuadsPerBlock - quad);
-            const Timed timed(call, jobs_[job]);
-            gate_up(call, jobs_[job], quad, quad + count);
-            // Who completes a block goes on with it; the counter passes the others' rows on.
-            const auto added = static_cast<std::uint32_t>(count);
-            std::atomic<std::uint32_t>& done = quads_done_[job * width_blocks + block];
-            if (done.fetch_add(added, std::memory_order_acq_rel) + added == kQuadsPerBlock) {
-                finish_block(call, job, block);
-            }
-            first += count;
-        }
+void ExpertLayer::gate_up_pieces(const Call& call, unsigned worker) {
+    const std::size_t pieces = num_quads(shape_.width) / piece_quads_;  // of a job
+    std::size_t last = 0;
+    std::size_t num_done = 0;  // pieces of the last job, not told yet
+    const auto tell = [&] {
+        if (num_done == 0) return;
+        const auto quads = static_cast<std::uint32_t>(num_done * piece_quads_);
+        quads_done_[last].fetch_add(quads, std::memory_order_release);
+        num_done = 0;
+    };
+    DealtPieces::Hand hand(gate_up_pieces_, worker);
+    for (std::size_t piece = 0; hand.take(&piece);) {
+        const std::size_t job = piece / pieces;
+        if (job != last) tell();
+        last = job;
+        const Timed timed(call, jobs_[job]);
+        gate_up(call, jobs_[job], piece % pieces * piece_quads_);
+        ++num_done;
     }
-    while (down_pieces_.take(&first, &end)) {
-        for (; first < end; ++first) {
-            const std::size_t job = first / hidden_blocks;
-            const std::size_t block = first % hidden_blocks;
-            spin_until(
-                [&] { return blocks_done_[job].load(std::memory_order_acquire) == width_blocks; });
-            const Timed timed(call, jobs_[job]);
-            down(call, jobs_[job], block);
-            if (call.tagged != nullptr && call.tagged->sums == nullptr) continue;
-            const std::uint32_t before = jobs_done_[block].fetch_add(1, std::memory_order_acq_rel);
-            if (before + 1 == num_jobs_) sum(call, block);
+    tell();
+}
+
+void ExpertLayer::down_pieces(const Call& call, unsigned worker) {
+    const std::size_t blocks = shape_.hidden_size / kBlockSize;
+    const std::size_t width_blocks = shape_.width / kBlockSize;
+    const std::size_t pieces = pieces_of(blocks, piece_blocks_);  // of a job
+    const bool sums_up = call.tagged == nullptr || call.tagged->sums != nullptr;
+    std::uint8_t* const own =
+        call.scratch + values_bytes(call.num_tokens) + worker * kMaxTokens * hidden_stride_;
+    const std::uint8_t* hidden[kMaxTokens];
+    std::size_t last = num_jobs_;
+    DealtPieces::Hand hand(down_pieces_, worker);
+    for (std::size_t piece = 0; hand.take(&piece);) {
+        const Job& job = jobs_[piece / pieces];
+        if (piece / pieces != last) {
+            last = piece / pieces;
+            spin_until([&] {
+                return quads_done_[last].load(std::memory_order_acquire) == num_quads(shape_.width);
+            });
+            const bool is_split = piece_quads_ < kQuadsPerBlock;
+            for (std::size_t t = 0; t < job.num_tokens; ++t) {
+                hidden[t] = is_split ? own + t * hidden_stride_ : job.hidden[t];
+                for (std::size_t block = 0; is_split && block < width_blocks; ++block) {
+                    make_ready(call, values_of(call, job.pairs[t]) + block * kBlockSize, block,
+                               own + t * hidden_stride_);
+                }
+            }
         }
+        const Timed timed(call, job);
+        const std::size_t first = piece % pieces * piece_blocks_;
+        const std::size_t end = std::min(first + piece_blocks_, blocks);
+        for (std::size_t block = first; block < end; ++block) down(call, job, block, hidden);
+        if (!sums_up) continue;
+        // Who finishes a piece of the last job adds up its slots; the counter passes outputs on.
+        std::atomic<std::uint32_t>& done = jobs_done_[piece % pieces];
+        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < num_jobs_) continue;
+        for (std::size_t block = first; block < end; ++block) sum(call, block);
     }
 }
 
@@ -245,24 +276,24 @@ DecodeFault ExpertLayer::xor_experts(Workers& workers, const std::uint16_t* ids,
     const DecodeFault fault = gather(ids, 1, nullptr);
     forget(ids);
     if (fault != DecodeFault::kNone) return fault;
-    gate_up_pieces_.open(num_jobs_ * pieces_of_expert(shape_), workers.num_threads(), 1);
+    const std::size_t pieces = num_jobs_ * pieces_of(bytes_of_expert(shape_), kPieceBytes);
+    gate_up_pieces_.open(pieces, workers.num_threads());
     const Reading reading{*this, {0}};
-    const auto task = [](const void* context, unsigned) {
+    const auto task = [](const void* context, unsigned worker) {
         const Reading& given = *static_cast<const Reading*>(context);
-        given.layer.read(given);
+        given.layer.read(given, worker);
     };
     workers.run(task, &reading);
     *words = reading.words.load();
     return DecodeFault::kNone;
 }
 
-void ExpertLayer::read(const Reading& reading) {
+void ExpertLayer::read(const Reading& reading, unsigned worker) {
     const std::size_t size = bytes_of_expert(shape_);
-    const std::size_t pieces = pieces_of_expert(shape_);
+    const std::size_t pieces = pieces_of(size, kPieceBytes);
     std::uint64_t words = 0;
-    std::size_t piece = 0;
-    std::size_t end = 0;
-    while (gate_up_pieces_.take(&piece, &end)) {
+    DealtPieces::Hand hand(gate_up_pieces_, worker);
+    for (std::size_t piece = 0; hand.take(&piece);) {
         const std::size_t start = piece % pieces * kPieceBytes;
         const std::uint8_t* bytes = jobs_[piece / pieces].packed + start;
         words ^= path_.xor_words(bytes, std::min(kPieceBytes, size - start));
@@ -270,46 +301,50 @@ void ExpertLayer::read(const Reading& reading) {
     reading.words.fetch_xor(words);
 }
 
-void ExpertLayer::gate_up(const Call& call, const Job& job, std::size_t first_quad,
-                          std::size_t end) {
+// One piece. Rows of a whole block are made ready for down here, others by everyone who reads them.
+void ExpertLayer::gate_up(const Call& call, const Job& job, std::size_t first_quad) {
     const std::size_t stride = quad_bytes(shape_.format, shape_.hidden_size);
+    const std::size_t row = first_quad * kQuad;
+    const std::size_t num_rows = piece_quads_ * kQuad;
     const auto dot_quad = path_.dot_quad[index_of(shape_.format)];
-    const std::uint8_t* bytes = job.packed + first_quad * 2 * stride;
+    const std::uint8_t* quad = job.packed + first_quad * 2 * stride;
+    float gate[kMaxTokens][kBlockSize] = {};
+    float up[kMaxTokens][kBlockSize] = {};
     float sums[kMaxTokens * kQuad];
-    for (std::size_t quad = first_quad; quad < end; ++quad) {
-        for (std::size_t matrix = 0; matrix < 2; ++matrix, bytes += stride) {
-            dot_quad(bytes, shape_.hidden_size, job.rows, job.num_tokens, sums);
-            for (std::size_t t = 0; t < job.num_tokens; ++t) {
-                float* row = call.projections + (job.pairs[t] * 2 + matrix) * shape_.width;
-                std::memcpy(row + quad * kQuad, sums + t * kQuad, kQuad * sizeof(float));
-            }
+    for (std::size_t at = 0; at < num_rows; at += kQuad) {
+        for (auto* rows : {gate, up}) {
+            dot_quad(quad, shape_.hidden_size, job.rows, job.num_tokens, sums);
+            spread(sums, job.num_tokens, at, rows);
+            quad += stride;
         }
     }
-}
-
-// From the projections of a block to what `down` reads of it.
-void ExpertLayer::finish_block(const Call& call, std::size_t job_index, std::size_t block) {
-    const Job& job = jobs_[job_index];
     const auto* biases = reinterpret_cast<const float*>(
         job.packed + expert_bytes(shape_.format, shape_.hidden_size, shape_.width, false));
     float values[kBlockSize];
     for (std::size_t t = 0; t < job.num_tokens; ++t) {
-        float* gate = call.projections + job.pairs[t] * 2 * shape_.width + block * kBlockSize;
-        float* up = gate + shape_.width;
         if (shape_.has_biases) {
-            add_bias(biases + block * kBlockSize, gate);
-            add_bias(biases + shape_.width + block * kBlockSize, up);
+            add_bias(biases + row, num_rows, gate[t]);
+            add_bias(biases + shape_.width + row, num_rows, up[t]);
         }
-        path_.unit_block(shape_.unit, gate, up, values);
-        if (path_.ready_block[index_of(shape_.format)](values, block, job.hidden[t])) continue;
-        not_finite_.store(true, std::memory_order_relaxed);
-        if (call.tagged == nullptr) continue;
-        __atomic_fetch_or(call.tagged->faults, kFaultNotFinite, __ATOMIC_RELAXED);
+        path_.unit_block(shape_.unit, gate[t], up[t], values);
+        if (num_rows == kBlockSize) {
+            make_ready(call, values, row / kBlockSize, job.hidden[t]);
+        } else {
+            std::memcpy(values_of(call, job.pairs[t]) + row, values, num_rows * sizeof(float));
+        }
     }
-    blocks_done_[job_index].fetch_add(1, std::memory_order_release);
 }
 
-void ExpertLayer::down(const Call& call, const Job& job, std::size_t block) const {
+void ExpertLayer::make_ready(const Call& call, const float* values, std::size_t block,
+                             std::uint8_t* ready) {
+    if (path_.ready_block[index_of(shape_.format)](values, block, ready)) return;
+    not_finite_.store(true, std::memory_order_relaxed);
+    if (call.tagged == nullptr) return;
+    __atomic_fetch_or(call.tagged->faults, kFaultNotFinite, __ATOMIC_RELAXED);
+}
+
+void ExpertLayer::down(const Call& call, const Job& job, std::size_t block,
+                       const std::uint8_t* const* hidden) const {
     const std::size_t stride = quad_bytes(shape_.format, shape_.width);
     const auto dot_quad = path_.dot_quad[index_of(shape_.format)];
     const std::uint8_t* quad =
@@ -318,13 +353,15 @@ void ExpertLayer::down(const Call& call, const Job& job, std::size_t block) cons
     float values[kMaxTokens][kBlockSize];
     float sums[kMaxTokens * kQuad];
     for (std::size_t at = 0; at < kBlockSize; at += kQuad, quad += stride) {
-        dot_quad(quad, shape_.width, job.hidden, job.num_tokens, sums);
+        dot_quad(quad, shape_.width, hidden, job.num_tokens, sums);
         spread(sums, job.num_tokens, at, values);
     }
     const auto* biases = reinterpret_cast<const float*>(
         job.packed + expert_bytes(shape_.format, shape_.hidden_size, shape_.width, false));
     for (std::size_t t = 0; t < job.num_tokens; ++t) {
-        if (shape_.has_biases) add_bias(biases + 2 * shape_.width + block * kBlockSize, values[t]);
+        if (shape_.has_biases) {
+            add_bias(biases + 2 * shape_.width + block * kBlockSize, kBlockSize, values[t]);
+        }
         const std::size_t place = job.pairs[t] * shape_.hidden_size + block * kBlockSize;
         if (call.tagged != nullptr && call.tagged->sums == nullptr) {
             store_tagged(values[t], call.tagged->number, call.tagged->outputs + place);

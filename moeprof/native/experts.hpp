@@ -9,9 +9,9 @@
 
 #include "aligned.hpp"
 #include "counting.hpp"
+#include "dealt_pieces.hpp"
 #include "layer_shape.hpp"
 #include "paths.hpp"
-#include "pieces.hpp"
 #include "workers.hpp"
 
 namespace moeprof {
@@ -82,9 +82,9 @@ class ExpertLayer {
     // hold nothing of use.
     //
     // Reads the packed bytes of every distinct expert once, and nothing else of size: bound by
-    // memory for few tokens. Workers take runs of four rows of gate and of up, then of 32 rows of
-    // down, of an expert as soon as what lies between is complete; no value depends on who computes
-    // it.
+    // memory for few tokens. Cut into pieces, the smaller the less there is to do: 4 to 32 rows of
+    // gate and of up, then 32 to 128 rows of down of an expert as soon as what lies between is
+    // complete; no value depends on who computes it.
     DecodeFault decode(Workers& workers, const float* rows, const std::uint16_t* ids,
                        const float* weights, std::size_t num_tokens, float* outputs, float* sums);
 
@@ -119,15 +119,22 @@ class ExpertLayer {
         std::size_t num_tokens;
         float* outputs;
         float* sums;
-        float* projections;  // [num_tokens, top_k, 2, width], gate and up
+        std::uint8_t* scratch;  // scratch_bytes
         GroupTimes times = {};
         const TaggedResults* tagged = nullptr;
     };
     class Timed;
     struct Reading;
 
-    std::size_t projections_bytes(std::size_t num_tokens) const {
-        return padded(num_tokens * shape_.top_k * 2 * shape_.width * sizeof(float));
+    std::size_t values_bytes(std::size_t num_tokens) const {
+        return padded(num_tokens * shape_.top_k * shape_.width * sizeof(float));
+    }
+    std::size_t scratch_bytes(const Workers& workers, std::size_t num_tokens) const {
+        return values_bytes(num_tokens) + workers.num_threads() * kMaxTokens * hidden_stride_;
+    }
+    // [width] of a pair, where pieces of gate and up are smaller than a block.
+    float* values_of(const Call& call, std::size_t pair) const {
+        return reinterpret_cast<float*>(call.scratch) + pair * shape_.width;
     }
     DecodeFault gather(const std::uint16_t* ids, std::size_t num_tokens,
                        const std::uint8_t* ready_rows);
@@ -135,11 +142,13 @@ class ExpertLayer {
     DecodeFault run(const Call& call, const float* rows);
     DecodeFault run_ready(const Call& call, const std::uint8_t* ready_rows);
     void forget(const std::uint16_t* ids);
-    void work(const Call& call);
-    void read(const Reading& reading);
-    void gate_up(const Call& call, const Job& job, std::size_t first_quad, std::size_t end);
-    void finish_block(const Call& call, std::size_t job, std::size_t block);
-    void down(const Call& call, const Job& job, std::size_t block) const;
+    void gate_up_pieces(const Call& call, unsigned worker);
+    void down_pieces(const Call& call, unsigned worker);
+    void read(const Reading& reading, unsigned worker);
+    void gate_up(const Call& call, const Job& job, std::size_t first_quad);
+    void make_ready(const Call& call, const float* values, std::size_t block, std::uint8_t* ready);
+    void down(const Call& call, const Job& job, std::size_t block,
+              const std::uint8_t* const* hidden) const;
     void sum(const Call& call, std::size_t block) const;
 
     const LayerShape shape_;
@@ -148,18 +157,17 @@ class ExpertLayer {
     std::vector<std::uint32_t> job_of_;  // by expert id; kNoJob between calls
     std::vector<Job> jobs_;
     std::size_t num_jobs_ = 0;
-    // What is finished: of each job its blocks between the projections, of each such block its
-    // quads, of each block of outputs its jobs.
-    const std::unique_ptr<std::atomic<std::uint32_t>[]> blocks_done_;
-    const std::unique_ptr<std::atomic<std::uint32_t>[]> quads_done_;
-    const std::unique_ptr<std::atomic<std::uint32_t>[]> jobs_done_;
+    std::size_t piece_quads_ = 0;                                     // of gate and of up
+    std::size_t piece_blocks_ = 0;                                    // of down
+    const std::unique_ptr<std::atomic<std::uint32_t>[]> quads_done_;  // of each job, up to down
+    const std::unique_ptr<std::atomic<std::uint32_t>[]> jobs_done_;   // of each piece of down
     const std::size_t row_stride_;
     const std::size_t hidden_stride_;
     const AlignedBytes ready_rows_;    // [kMaxTokens]
     const AlignedBytes ready_hidden_;  // [kMaxTokens, top_k]
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-    Pieces gate_up_pieces_;
-    Pieces down_pieces_;
+    DealtPieces gate_up_pieces_;
+    DealtPieces down_pieces_;
     std::atomic<bool> not_finite_{false};
 };
 
