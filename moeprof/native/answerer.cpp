@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "exchange_faults.hpp"
 #include "threads.hpp"
 
 namespace moeprof {
@@ -20,21 +21,6 @@ std::uint64_t load(const std::uint64_t& number) {
 
 void store(std::uint64_t& number, std::uint64_t value) {
     __atomic_store_n(&number, value, __ATOMIC_RELEASE);
-}
-
-std::uint32_t fault_bit(DecodeFault fault) {
-    switch (fault) {
-        case DecodeFault::kNone:
-            return 0;
-        case DecodeFault::kUnknownExpert:
-            return kFaultUnknownExpert;
-        case DecodeFault::kRepeatedExpert:
-            return kFaultRepeatedExpert;
-        case DecodeFault::kNotFinite:
-            return kFaultNotFinite;
-        default:
-            return kFaultBusy;
-    }
 }
 
 }  // namespace

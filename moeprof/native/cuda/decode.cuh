@@ -20,12 +20,11 @@
 // and the work on the last ones.
 #pragma once
 
-#include "activations.cuh"
+#include "routing.cuh"
 
 namespace moeprof {
 namespace {
 
-constexpr std::uint32_t kNoExpertId = 65535;
 constexpr std::uint32_t kSlotTable = 1024;  // experts of a layer whose slots are looked up at once
 constexpr std::uint32_t kNoJob = 0xFFFF;
 
@@ -72,17 +71,6 @@ struct Tables {
     std::uint32_t num_host;
     std::uint32_t gave_up;
 };
-
-__device__ inline std::uint32_t expert_of(const LayerInput& input, std::uint32_t num_experts,
-                                          std::uint32_t pair, float weight) {
-    const std::int64_t id = input.ids[pair];
-    const bool is_expert = id >= 0 && id < num_experts && weight != 0.0f;
-    return is_expert ? static_cast<std::uint32_t>(id) : kNoExpertId;
-}
-
-__device__ inline void report(const ExchangeView& exchange, std::uint32_t fault) {
-    atomicOr_system(&exchange.header->device_fault, fault);
-}
 
 __device__ inline void read_choices(const DecodeCall& call, std::uint32_t num_pairs,
                                     Tables& tables) {

@@ -1,0 +1,264 @@
+// What the blocks of a prefill's products read, in the order in which they use it, copied ahead
+// into a ring of stages in shared memory. A stage is one group of a panel's quads and the same
+// group of the tile's activation rows.
+#pragma once
+
+#include "prefill_call.cuh"
+
+namespace moeprof {
+namespace {
+
+constexpr std::uint32_t kTileThreads = 256;
+
+template <Format kFormat>
+struct StageOf {
+    static constexpr int kStages = kFormat == Format::kQ4_0 ? 4 : 3;
+    static constexpr std::uint32_t kQuadBytes = GroupOf<kFormat>::kBytes;
+    static constexpr std::uint32_t kTokens = TileOf<kFormat>::kTokens;
+    // Offsets: quads, activations [tokens, 256], their scales [blocks, tokens].
+    static constexpr std::uint32_t kRows = kPanelQuads * kQuadBytes;
+    static constexpr std::uint32_t kScales = kRows + kTokens * ReadyOf<kFormat>::kRowBytes;
+    static constexpr std::uint32_t kBytes =
+        kScales + kTokens * kBlocksAbreast * ReadyOf<kFormat>::kScaleBytes;
+};
+
+// Where 16-byte pieces lie, so that eight lanes that read at once use all banks: words of quads,
+// [word, 4 rows, 2 halves of 8 blocks], and pieces of an activation row.
+__device__ __forceinline__ std::uint32_t word_piece(std::uint32_t word, std::uint32_t row,
+                                                    std::uint32_t half) {
+    return word * 8 + ((row * 2 + half) ^ ((word & 1) | (word & 2) << 1));
+}
+
+template <Format kFormat>
+__device__ __forceinline__ std::uint32_t row_piece(std::uint32_t token, std::uint32_t piece) {
+    return kFormat == Format::kBf16 ? piece ^ (token & 3) << 1 : piece ^ (token & 1) << 2;
+}
+
+// One tile: a panel of an expert's weights and a run of its tokens.
+struct Tile {
+    const std::uint8_t* packed;
+    std::uint32_t first;  // place of the first token
+    std::uint32_t num_tokens;
+    std::uint32_t panel;
+    std::uint32_t ring_place;  // kNowhere: not in the ring
+};
+
+// The sizes of a projection.
+template <Format kFormat, Projection kProjection>
+struct Shape {
+    std::uint32_t row_size;
+    std::uint32_t quads;   // of all panels
+    std::uint32_t panels;  // of an expert
+    std::uint32_t quad_bytes;
+    std::size_t start;  // of the first panel in a packed expert
+
+    __device__ explicit Shape(const DeviceLayer& layer) {
+        const auto up = static_cast<std::uint32_t>(
+            moeprof::quad_bytes(kFormat, layer.hidden_size));
+        if constexpr (kProjection == Projection::kGateUp) {
+            row_size = layer.hidden_size;
+            quads = 2 * (layer.width / kQuad);
+            quad_bytes = up;
+            start = 0;
+        } else {
+            row_size = layer.width;
+            quads = layer.hidden_size / kQuad;
+            quad_bytes =
+                static_cast<std::uint32_t>(moeprof::quad_bytes(kFormat, layer.width));
+            start = std::size_t{2} * (layer.width / kQuad) * up;
+        }
+        panels = (quads + kPanelQuads - 1) / kPanelQuads;
+    }
+    __device__ std::uint32_t groups() const {
+        return groups_of(row_size, GroupOf<kFormat>::kValues);
+    }
+    __device__ std::uint32_t panel_quads(std::uint32_t panel) const {
+        return min(kPanelQuads, quads - panel * kPanelQuads);
+    }
+    __device__ std::size_t panel_start(std::uint32_t panel) const {
+        return start + std::size_t{panel} * kPanelQuads * quad_bytes;
+    }
+    // In the ring, on a 256-byte boundary.
+    __device__ std::size_t panel_stride() const { return std::size_t{kPanelQuads} * quad_bytes; }
+};
+
+// The tiles of one block: from `next` on in steps of `step`.
+struct Share {
+    const PrefillRun* runs;
+    std::uint32_t next;
+    std::uint32_t step;
+    std::uint32_t num_tiles;
+    bool from_ring;
+};
+
+// All threads of a block call `push` for a stage after the other; tiles follow each other without a
+// pause, also where a panel must first arrive.
+template <Format kFormat, Projection kProjection>
+class Loader {
+  public:
+    static constexpr std::uint32_t kTiles = 8;  // that may be under way, more than stages
+
+    // `tiles` [kTiles] in shared memory, where tiles are told in turn.
+    __device__ Loader(const PrefillCall& call, const Share& share, Tile* tiles)
+        : call_(call), shape_(call.layer), share_(share), tiles_(tiles) {
+        fetch_run();
+        open();
+    }
+
+    __device__ const Shape<kFormat, kProjection>& shape() const { return shape_; }
+
+    // Copies the next stage, if there is one.
+    __device__ void push(std::uint8_t* stage) {
+        if (is_open_) {
+            copy_weights(stage);
+            copy_rows(stage);
+            if (++group_ == shape_.groups()) open();
+        }
+        close_batch();
+    }
+
+  private:
+    using Stage = StageOf<kFormat>;
+    using Ready = ReadyOf<kFormat>;
+    static constexpr std::uint32_t kPerToken = kTileThreads / Stage::kTokens;  // threads
+
+    // Asks for what is known of the next tile, long before it is used.
+    __device__ void fetch_run() {
+        if (share_.next < share_.num_tiles) run_ = share_.runs[share_.next / shape_.panels];
+    }
+
+    __device__ void open() {
+        is_open_ = share_.next < share_.num_tiles;
+        if (!is_open_) return;
+        const std::uint32_t inside = share_.next - run_.first_run * shape_.panels;
+        Tile tile;
+        tile.packed = run_.packed;
+        tile.panel = inside / run_.num_runs;
+        const std::uint32_t skipped = inside % run_.num_runs * Stage::kTokens;
+        tile.first = run_.first + skipped;
+        tile.num_tokens = min(Stage::kTokens, run_.num_tokens - skipped);
+        tile.ring_place = kNowhere;
+        const std::uint8_t* panel = run_.packed + shape_.panel_start(tile.panel);
+        if (share_.from_ring) {
+            const std::uint32_t number = run_.order * shape_.panels + tile.panel;
+            tile.ring_place = number % kRingPanels;
+            await(tile.ring_place, number);
+            panel = call_.ring + tile.ring_place * shape_.panel_stride();
+        }
+        if (threadIdx.x == 0) tiles_[opened_ % kTiles] = tile;
+        ++opened_;
+        group_ = 0;
+        const std::uint32_t last_quad = shape_.panel_quads(tile.panel) - 1;
+        const std::uint32_t quad = threadIdx.x / kWarp * 2;
+#pragma unroll
+        for (std::uint32_t i = 0; i < 2; ++i) {
+            quads_[i] = panel + std::size_t{min(quad + i, last_quad)} * shape_.quad_bytes;
+        }
+        const std::uint32_t place =
+            tile.first + min(threadIdx.x / kPerToken, tile.num_tokens - 1);
+        if constexpr (kProjection == Projection::kGateUp) {
+            row_ = call_.rows + std::size_t{call_.tokens[place]} * Ready::row_bytes(shape_.row_size);
+        } else {
+            row_ = call_.between + std::size_t{place} * Ready::row_bytes(shape_.row_size);
+        }
+        share_.next += share_.step;
+        fetch_run();
+    }
+
+    __device__ void await(std::uint32_t place, std::uint32_t number) const {
+        const PanelRing& ring = call_.state->rings[static_cast<int>(kProjection)];
+        if (threadIdx.x == 0) {
+            while (load_acquire(&ring.arrived[place]) != number + 1) pause();
+        }
+        __syncthreads();
+    }
+
+    __device__ void copy_weights(std::uint8_t* stage) {
+        const bool is_full = (group_ + 1) * GroupOf<kFormat>::kValues <= shape_.row_size;
+#pragma unroll
+        for (std::uint32_t i = 0; i < 2; ++i) {
+            std::uint8_t* to = stage + (threadIdx.x / kWarp * 2 + i) * Stage::kQuadBytes;
+            const std::uint8_t* from = quads_[i] + std::size_t{group_} * Stage::kQuadBytes;
+            if (is_full) {
+                copy_quad(to, from);
+            } else {
+                copy_rest(to, from);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void copy_quad(std::uint8_t* to, const std::uint8_t* from) const {
+        constexpr std::uint32_t kPieces = Stage::kQuadBytes / 16;
+        const std::uint32_t lane = threadIdx.x % kWarp;
+#pragma unroll
+        for (std::uint32_t start = 0; start < kPieces; start += kWarp) {
+            const std::uint32_t piece = start + lane;
+            if (piece < kPieces) copy_later(to + place_of(piece) * 16, from + piece * 16);
+        }
+    }
+
+    __device__ static std::uint32_t place_of(std::uint32_t piece) {
+        if (kFormat == Format::kBf16 || piece < 4) return piece;
+        const std::uint32_t word = (piece - 4) / 8, rest = (piece - 4) % 8;
+        return 4 + word_piece(word, rest / 2, rest % 2);
+    }
+
+    // A last group that is not full, in the order of full ones; where it has no blocks, scales are 0
+    // and activations, too.
+    __device__ __noinline__ void copy_rest(std::uint8_t* to, const std::uint8_t* from) const {
+        const std::uint32_t lane = threadIdx.x % kWarp;
+        const std::uint32_t left = shape_.row_size - group_ * GroupOf<kFormat>::kValues;
+        if constexpr (kFormat == Format::kBf16) {
+            for (std::uint32_t piece = lane; piece < Stage::kQuadBytes / 16; piece += kWarp) {
+                const bool wanted = piece * 16 < left * kQuad * 2;
+                copy_later_or_clear(to + piece * 16, wanted ? from + piece * 16 : from, wanted);
+            }
+        } else {
+            constexpr std::uint32_t kWords = kFormat == Format::kQ8_0 ? 8 : 4;
+            const std::uint32_t blocks = left / kBlock;
+            const std::uint32_t row = lane / 8, block = lane % 8;
+            auto* scale = reinterpret_cast<std::uint16_t*>(to) + lane;
+            const auto* scales = reinterpret_cast<const std::uint16_t*>(from);
+            *scale = block < blocks ? scales[row * blocks + block] : std::uint16_t{0};
+            if (block >= blocks) return;
+            const std::uint8_t* word = from + kQuad * blocks * kScaleBytes +
+                                       (row * blocks + block) * 4;
+            for (std::uint32_t k = 0; k < kWords; ++k, word += kQuad * blocks * 4) {
+                copy_few_later<4>(
+                    to + kQuad * kBlocksAbreast * kScaleBytes +
+                        word_piece(k, row, block / 4) * 16 + block % 4 * 4,
+                    word);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void copy_rows(std::uint8_t* stage) const {
+        const std::uint32_t token = threadIdx.x / kPerToken, part = threadIdx.x % kPerToken;
+        const std::uint8_t* from = row_ + std::size_t{group_} * Ready::kGroupBytes;
+        std::uint8_t* to = stage + Stage::kRows + token * Ready::kRowBytes;
+#pragma unroll
+        for (std::uint32_t piece = part; piece < Ready::kRowBytes / 16; piece += kPerToken) {
+            copy_later(to + row_piece<kFormat>(token, piece) * 16, from + piece * 16);
+        }
+        if constexpr (kFormat != Format::kBf16) {
+            static_assert(kPerToken == kBlocksAbreast);
+            copy_few_later<Ready::kScaleBytes>(
+                stage + Stage::kScales + (part * Stage::kTokens + token) * Ready::kScaleBytes,
+                from + Ready::kRowBytes + part * Ready::kScaleBytes);
+        }
+    }
+
+    const PrefillCall& call_;
+    const Shape<kFormat, kProjection> shape_;
+    Share share_;
+    Tile* const tiles_;
+    PrefillRun run_;
+    const std::uint8_t* quads_[2];
+    const std::uint8_t* row_;
+    std::uint32_t group_ = 0;
+    std::uint32_t opened_ = 0;
+    bool is_open_ = false;
+};
+
+}  // namespace
+}  // namespace moeprof

@@ -1,0 +1,24 @@
+// What a layer's kernels share: whose expert a slot is, and how faults are told.
+#pragma once
+
+#include "activations.cuh"
+#include "layer.hpp"
+
+namespace moeprof {
+namespace {
+
+constexpr std::uint32_t kNoExpertId = 65535;
+
+__device__ inline std::uint32_t expert_of(const LayerInput& input, std::uint32_t num_experts,
+                                          std::uint32_t pair, float weight) {
+    const std::int64_t id = input.ids[pair];
+    const bool is_expert = id >= 0 && id < num_experts && weight != 0.0f;
+    return is_expert ? static_cast<std::uint32_t>(id) : kNoExpertId;
+}
+
+__device__ inline void report(const ExchangeView& exchange, std::uint32_t fault) {
+    atomicOr_system(&exchange.header->device_fault, fault);
+}
+
+}  // namespace
+}  // namespace moeprof
