@@ -27,7 +27,7 @@ class PrefillAnswerer {
     static void answer(void* room);
 
   private:
-    std::uint32_t answer(const PrefillRoom& room);
+    std::uint32_t compute(const PrefillRoom& room);
 
     ExchangeHeader* const header_;
     Workers& workers_;

@@ -45,8 +45,7 @@ constexpr PrefillRoomLayout prefill_room_layout(std::size_t hidden_size, std::si
     layout.rows = after(0, sizeof(PrefillRoom));
     layout.ids = after(layout.rows, num_tokens * hidden_size * sizeof(float));
     layout.outputs = after(layout.ids, num_tokens * top_k * sizeof(std::uint16_t));
-    layout.num_bytes =
-        after(layout.outputs, num_tokens * top_k * hidden_size * sizeof(float));
+    layout.num_bytes = after(layout.outputs, num_tokens * top_k * hidden_size * sizeof(float));
     return layout;
 }
 

@@ -41,7 +41,7 @@ class Sequence:
                 )
             loaded.synchronize()
             loaded.meter.reset()
-            self.notes = self._decoder.notes
+            self.notes = (*self._decoder.notes, *loaded.experts.notes)
 
     def prefill(self, token_ids: list[int]) -> Tensor:
         """Logits, [V], after a prompt of one token or more.

@@ -25,6 +25,7 @@ from moeprof.runtime.device_experts import DeviceExperts, HandOver
 from moeprof.runtime.experts import LayerExperts
 from moeprof.runtime.formats import STORED
 from moeprof.runtime.host_experts import HostExperts
+from moeprof.runtime.host_link import HostLayer, HostLink
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
 from moeprof.runtime.stores import (
@@ -84,6 +85,10 @@ class SplitExperts(Protocol):
     @property
     def expert_bytes(self) -> tuple[int, ...]:
         """For each MoE layer the bytes that computing one expert reads."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what its layers do without, and why; known once they are taken."""
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """Take over one expert.
@@ -158,6 +163,7 @@ class StoredExperts:
 
     def __init__(self, request: ExpertsRequest) -> None:
         self._request = request
+        self.notes: tuple[str, ...] = ()
         self.table = request.table
         self.weight_format = request.weight_format
         self._layouts = [read_layout(experts.module) for experts in request.modules]
@@ -220,6 +226,7 @@ class PackedExperts:
 
     def __init__(self, request: ExpertsRequest) -> None:
         self._request = request
+        self.notes: tuple[str, ...] = ()
         self.table = request.table
         self.weight_format = request.weight_format
         self._packers = [
@@ -283,6 +290,7 @@ class PackedExperts:
     def layers(self) -> list[LayerExperts]:
         """See `SplitExperts.layers`."""
         if self._request.device.type == "cuda":
+            self._link_host()
             if self._request.movable:
                 self.place(self._request.table.tier)
             else:
@@ -339,6 +347,19 @@ class PackedExperts:
             )
             for row, packer in enumerate(self._packers)
         ]
+
+    def _link_host(self) -> None:
+        """Let prefills use the experts in host memory; before any slot is told."""
+        if not (self._home.tier == Tier.RAM).any():
+            return
+        experts = range(self._request.shape.num_experts)
+        layers = [
+            HostLayer(layer, kernel, [_if_on_host(self._slot(row, e)) for e in experts])
+            for row, (layer, kernel) in enumerate(zip(self._on_device, self._kernels, strict=True))
+        ]
+        link = HostLink(self.stores[Tier.RAM].memory, self.weight_format != "bf16")
+        link.connect(layers, self._hand_over.exchange, self.workers)
+        self.notes = link.notes
 
     def tell_slots(self) -> None:
         """Tell the device which slot holds which expert.
@@ -404,14 +425,14 @@ class PackedExperts:
             unit.limit,
         )
         for expert in range(shape.num_experts):
-            packed: NDArray[np.uint8] | None = _on_host(self._slot(row, expert))
+            packed = _if_on_host(self._slot(row, expert))
             if packed is not None:
-                kernel.set_expert(expert, packed)
+                kernel.set_expert(expert, packed.numpy())
         return kernel
 
 
-def _on_host(packed: Tensor) -> NDArray[np.uint8] | None:
-    return packed.numpy() if packed.is_cpu else None
+def _if_on_host(packed: Tensor) -> Tensor | None:
+    return packed if packed.is_cpu else None
 
 
 def _specs(experts: ExpertsModule) -> list[ParameterSpec]:

@@ -1,9 +1,8 @@
-#include "prefill.hpp"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
+#include "prefill.hpp"
 #include "prefill_combine.cuh"
 #include "prefill_products.cuh"
 
@@ -43,6 +42,19 @@ Kernels kernels_of(const DeviceLayer& layer) {
         default:
             return kernels_of<Format::kBf16>(layer);
     }
+}
+
+PanelShape panel_shape(const DeviceLayer& layer, Projection projection) {
+    const bool is_down = projection == Projection::kDown;
+    const std::size_t up = quad_bytes(layer.format, layer.hidden_size);
+    PanelShape shape;
+    shape.row_size = is_down ? layer.width : layer.hidden_size;
+    shape.groups = groups_of(shape.row_size, layer.format == Format::kBf16 ? 128 : 256);
+    shape.quads = is_down ? layer.hidden_size / kQuad : 2 * (layer.width / kQuad);
+    shape.panels = (shape.quads + kPanelQuads - 1) / kPanelQuads;
+    shape.quad_bytes = static_cast<std::uint32_t>(quad_bytes(layer.format, shape.row_size));
+    shape.start = is_down ? static_cast<std::uint32_t>(2 * (layer.width / kQuad) * up) : 0;
+    return shape;
 }
 
 // Hands out parts of a workspace; with a null one it only adds up.
@@ -124,8 +136,8 @@ cudaError_t start(Kernel kernel, const PrefillCall& call, std::uint32_t blocks,
     return cudaLaunchKernelEx(&config, kernel, call);
 }
 
-cudaError_t run_pass(const PrefillCall& call, const Kernels& kernels, const HostAnswer& answer,
-                     cudaStream_t stream) {
+cudaError_t run_pass(const PrefillCall& call, const Kernels& kernels, const PrefillBlocks& blocks,
+                     const HostAnswer& answer, cudaStream_t stream) {
     const std::uint32_t num_tokens = call.input.num_tokens;
     const std::uint32_t row_blocks =
         (num_tokens * (call.layer.hidden_size / kBlock) * 8 + kPlanThreads - 1) / kPlanThreads;
@@ -133,16 +145,14 @@ cudaError_t run_pass(const PrefillCall& call, const Kernels& kernels, const Host
         start(kernels.plan, call, 2 + row_blocks, kPlanThreads, sizeof(PlanMemory), stream);
     if (error != cudaSuccess) return error;
     if (call.tier.room != nullptr) {
-        const std::size_t num_bytes = std::size_t{num_tokens} * call.layer.hidden_size *
-                                      float_bytes(call.input.hidden_type);
+        const std::size_t num_bytes =
+            std::size_t{num_tokens} * call.layer.hidden_size * float_bytes(call.input.hidden_type);
         const int begun = answer.begin(answer.context, call.input.hidden, num_bytes, stream);
         if (begun != cudaSuccess) return static_cast<cudaError_t>(begun);
     }
-    for (const Kernel product : kernels.products) {
-        std::uint32_t blocks = 0;
-        error = blocks_at_once(product, kernels.product_bytes, blocks);
-        if (error != cudaSuccess) return error;
-        error = start(product, call, blocks, kTileThreads, kernels.product_bytes, stream);
+    for (int i = 0; i < 2; ++i) {
+        error = start(kernels.products[i], call, blocks.of[i], kTileThreads, kernels.product_bytes,
+                      stream);
         if (error != cudaSuccess) return error;
     }
     if (call.tier.room != nullptr) {
@@ -165,28 +175,32 @@ std::size_t prefill_workspace_bytes(const DeviceLayer& layer, std::uint32_t num_
     return lay_out(layer, num_tokens, copies, nullptr, call);
 }
 
-const char* prepare_prefill(const DeviceLayer& layer) {
+const char* prepare_prefill(const DeviceLayer& layer, PrefillBlocks& blocks) {
     if (layer.num_experts > kPrefillExperts) return "prefill for more than 1024 experts";
     const Kernels kernels = kernels_of(layer);
-    for (const Kernel product : kernels.products) {
+    for (int i = 0; i < 2; ++i) {
+        const Kernel product = kernels.products[i];
         cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(product),
                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  static_cast<int>(kernels.product_bytes));
-        std::uint32_t blocks = 0;
-        if (error == cudaSuccess) error = blocks_at_once(product, kernels.product_bytes, blocks);
+        if (error == cudaSuccess) {
+            error = blocks_at_once(product, kernels.product_bytes, blocks.of[i]);
+        }
         if (error != cudaSuccess) return cudaGetErrorString(error);
-        if (blocks < 8) return "a device that runs 8 blocks at once";
+        if (blocks.of[i] < 8) return "room for 8 blocks of a prefill at once";
     }
     return nullptr;
 }
 
-int prefill(const DeviceLayer& layer, const LayerInput& input, void* output, const Counts& counts,
-            const ExchangeView& exchange, const HostTier& tier, const HostAnswer& answer,
-            void* workspace, void* stream) {
+int prefill(const DeviceLayer& layer, const PrefillBlocks& blocks, const LayerInput& input,
+            void* output, const Counts& counts, const ExchangeView& exchange, const HostTier& tier,
+            const HostAnswer& answer, void* workspace, void* stream) {
     const Kernels kernels = kernels_of(layer);
     const std::uint32_t pass_tokens = prefill_pass_tokens(layer);
     PrefillCall call{};
     call.layer = layer;
+    call.shapes[0] = panel_shape(layer, Projection::kGateUp);
+    call.shapes[1] = panel_shape(layer, Projection::kDown);
     call.counts = counts;
     call.counted = input;
     call.exchange = exchange;
@@ -200,7 +214,7 @@ int prefill(const DeviceLayer& layer, const LayerInput& input, void* output, con
             first == 0 && (counts.assignments != nullptr || counts.reads != nullptr);
         if (!counts_here) call.counted.num_tokens = 0;
         const cudaError_t error =
-            run_pass(call, kernels, answer, static_cast<cudaStream_t>(stream));
+            run_pass(call, kernels, blocks, answer, static_cast<cudaStream_t>(stream));
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

@@ -35,8 +35,13 @@ std::uint32_t prefill_pass_tokens(const DeviceLayer& layer);
 std::size_t prefill_workspace_bytes(const DeviceLayer& layer, std::uint32_t num_tokens,
                                     bool copies);
 
+// Blocks of each product that the device runs at once.
+struct PrefillBlocks {
+    std::uint32_t of[2];
+};
+
 // Loads the kernels; null, or what the device lacks for this layer.
-const char* prepare_prefill(const DeviceLayer& layer);
+const char* prepare_prefill(const DeviceLayer& layer, PrefillBlocks& blocks);
 
 // What a pass asks of its caller after the question is in the room: to let the host answer, on
 // another stream, and to wait for that on `stream`. Returns a cudaError_t.
@@ -48,8 +53,8 @@ struct HostAnswer {
 
 // Any number of tokens, in passes; output [num_tokens, hidden_size] of the hidden type. Returns a
 // cudaError_t.
-int prefill(const DeviceLayer& layer, const LayerInput& input, void* output, const Counts& counts,
-            const ExchangeView& exchange, const HostTier& tier, const HostAnswer& answer,
-            void* workspace, void* stream);
+int prefill(const DeviceLayer& layer, const PrefillBlocks& blocks, const LayerInput& input,
+            void* output, const Counts& counts, const ExchangeView& exchange, const HostTier& tier,
+            const HostAnswer& answer, void* workspace, void* stream);
 
 }  // namespace moeprof

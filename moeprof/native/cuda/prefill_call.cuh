@@ -88,9 +88,29 @@ struct PrefillState {
     PanelRing rings[2];  // of each projection
 };
 
+// The sizes of a projection.
+struct PanelShape {
+    std::uint32_t row_size;
+    std::uint32_t groups;  // of a row
+    std::uint32_t quads;   // of all panels
+    std::uint32_t panels;  // of an expert
+    std::uint32_t quad_bytes;
+    std::uint32_t start;  // of the first panel in a packed expert
+
+    __device__ std::uint32_t panel_quads(std::uint32_t panel) const {
+        return min(kPanelQuads, quads - panel * kPanelQuads);
+    }
+    __device__ std::uint32_t panel_start(std::uint32_t panel) const {
+        return start + panel * kPanelQuads * quad_bytes;
+    }
+    // In the ring.
+    __device__ std::uint32_t panel_bytes() const { return kPanelQuads * quad_bytes; }
+};
+
 struct PrefillCall {
     DeviceLayer layer;
-    LayerInput input;  // of this pass
+    PanelShape shapes[2];  // of each projection
+    LayerInput input;      // of this pass
     void* output;
     Counts counts;
     LayerInput counted;  // of the whole call; no tokens if this pass does not count

@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kCombineThreads) prefill_combine_kernel(const 
 #pragma unroll
             for (std::uint32_t i = 0; i < kAhead; ++i) {
                 const std::uint32_t pair = first_pair + start + i;
-                const std::uint32_t place =
-                    start + i < layer.top_k ? call.places[pair] : kNowhere;
+                const std::uint32_t place = start + i < layer.top_k ? call.places[pair] : kNowhere;
                 if (place == kNowhere) continue;
                 const float* row = place == kOnHost
                                        ? call.tier.outputs + std::size_t{pair} * layer.hidden_size
@@ -36,8 +35,7 @@ __global__ void __launch_bounds__(kCombineThreads) prefill_combine_kernel(const 
             for (std::uint32_t i = 0; i < kAhead; ++i) {
                 const std::uint32_t pair = first_pair + start + i;
                 if (start + i >= layer.top_k || call.places[pair] == kNowhere) continue;
-                const float weight =
-                    load_value(call.input.weights, call.input.weights_type, pair);
+                const float weight = load_value(call.input.weights, call.input.weights_type, pair);
                 total.x = total.x + weight * values[i].x;
                 total.y = total.y + weight * values[i].y;
                 total.z = total.z + weight * values[i].z;

@@ -43,45 +43,6 @@ struct Tile {
     std::uint32_t ring_place;  // kNowhere: not in the ring
 };
 
-// The sizes of a projection.
-template <Format kFormat, Projection kProjection>
-struct Shape {
-    std::uint32_t row_size;
-    std::uint32_t quads;   // of all panels
-    std::uint32_t panels;  // of an expert
-    std::uint32_t quad_bytes;
-    std::size_t start;  // of the first panel in a packed expert
-
-    __device__ explicit Shape(const DeviceLayer& layer) {
-        const auto up = static_cast<std::uint32_t>(
-            moeprof::quad_bytes(kFormat, layer.hidden_size));
-        if constexpr (kProjection == Projection::kGateUp) {
-            row_size = layer.hidden_size;
-            quads = 2 * (layer.width / kQuad);
-            quad_bytes = up;
-            start = 0;
-        } else {
-            row_size = layer.width;
-            quads = layer.hidden_size / kQuad;
-            quad_bytes =
-                static_cast<std::uint32_t>(moeprof::quad_bytes(kFormat, layer.width));
-            start = std::size_t{2} * (layer.width / kQuad) * up;
-        }
-        panels = (quads + kPanelQuads - 1) / kPanelQuads;
-    }
-    __device__ std::uint32_t groups() const {
-        return groups_of(row_size, GroupOf<kFormat>::kValues);
-    }
-    __device__ std::uint32_t panel_quads(std::uint32_t panel) const {
-        return min(kPanelQuads, quads - panel * kPanelQuads);
-    }
-    __device__ std::size_t panel_start(std::uint32_t panel) const {
-        return start + std::size_t{panel} * kPanelQuads * quad_bytes;
-    }
-    // In the ring, on a 256-byte boundary.
-    __device__ std::size_t panel_stride() const { return std::size_t{kPanelQuads} * quad_bytes; }
-};
-
 // The tiles of one block: from `next` on in steps of `step`.
 struct Share {
     const PrefillRun* runs;
@@ -100,19 +61,17 @@ class Loader {
 
     // `tiles` [kTiles] in shared memory, where tiles are told in turn.
     __device__ Loader(const PrefillCall& call, const Share& share, Tile* tiles)
-        : call_(call), shape_(call.layer), share_(share), tiles_(tiles) {
+        : call_(call), share_(share), tiles_(tiles) {
         fetch_run();
         open();
     }
-
-    __device__ const Shape<kFormat, kProjection>& shape() const { return shape_; }
 
     // Copies the next stage, if there is one.
     __device__ void push(std::uint8_t* stage) {
         if (is_open_) {
             copy_weights(stage);
             copy_rows(stage);
-            if (++group_ == shape_.groups()) open();
+            if (++group_ == shape().groups) open();
         }
         close_batch();
     }
@@ -120,17 +79,22 @@ class Loader {
   private:
     using Stage = StageOf<kFormat>;
     using Ready = ReadyOf<kFormat>;
+
+    __device__ __forceinline__ const PanelShape& shape() const {
+        return call_.shapes[static_cast<int>(kProjection)];
+    }
+
     static constexpr std::uint32_t kPerToken = kTileThreads / Stage::kTokens;  // threads
 
     // Asks for what is known of the next tile, long before it is used.
     __device__ void fetch_run() {
-        if (share_.next < share_.num_tiles) run_ = share_.runs[share_.next / shape_.panels];
+        if (share_.next < share_.num_tiles) run_ = share_.runs[share_.next / shape().panels];
     }
 
     __device__ void open() {
         is_open_ = share_.next < share_.num_tiles;
         if (!is_open_) return;
-        const std::uint32_t inside = share_.next - run_.first_run * shape_.panels;
+        const std::uint32_t inside = share_.next - run_.first_run * shape().panels;
         Tile tile;
         tile.packed = run_.packed;
         tile.panel = inside / run_.num_runs;
@@ -138,28 +102,28 @@ class Loader {
         tile.first = run_.first + skipped;
         tile.num_tokens = min(Stage::kTokens, run_.num_tokens - skipped);
         tile.ring_place = kNowhere;
-        const std::uint8_t* panel = run_.packed + shape_.panel_start(tile.panel);
+        const std::uint8_t* panel = run_.packed + shape().panel_start(tile.panel);
         if (share_.from_ring) {
-            const std::uint32_t number = run_.order * shape_.panels + tile.panel;
+            const std::uint32_t number = run_.order * shape().panels + tile.panel;
             tile.ring_place = number % kRingPanels;
             await(tile.ring_place, number);
-            panel = call_.ring + tile.ring_place * shape_.panel_stride();
+            panel = call_.ring + std::size_t{tile.ring_place} * shape().panel_bytes();
         }
         if (threadIdx.x == 0) tiles_[opened_ % kTiles] = tile;
         ++opened_;
         group_ = 0;
-        const std::uint32_t last_quad = shape_.panel_quads(tile.panel) - 1;
+        const std::uint32_t last_quad = shape().panel_quads(tile.panel) - 1;
         const std::uint32_t quad = threadIdx.x / kWarp * 2;
 #pragma unroll
         for (std::uint32_t i = 0; i < 2; ++i) {
-            quads_[i] = panel + std::size_t{min(quad + i, last_quad)} * shape_.quad_bytes;
+            quads_[i] = panel + min(quad + i, last_quad) * shape().quad_bytes;
         }
-        const std::uint32_t place =
-            tile.first + min(threadIdx.x / kPerToken, tile.num_tokens - 1);
+        const std::uint32_t place = tile.first + min(threadIdx.x / kPerToken, tile.num_tokens - 1);
         if constexpr (kProjection == Projection::kGateUp) {
-            row_ = call_.rows + std::size_t{call_.tokens[place]} * Ready::row_bytes(shape_.row_size);
+            row_ =
+                call_.rows + std::size_t{call_.tokens[place]} * Ready::row_bytes(shape().row_size);
         } else {
-            row_ = call_.between + std::size_t{place} * Ready::row_bytes(shape_.row_size);
+            row_ = call_.between + std::size_t{place} * Ready::row_bytes(shape().row_size);
         }
         share_.next += share_.step;
         fetch_run();
@@ -174,11 +138,11 @@ class Loader {
     }
 
     __device__ void copy_weights(std::uint8_t* stage) {
-        const bool is_full = (group_ + 1) * GroupOf<kFormat>::kValues <= shape_.row_size;
+        const bool is_full = (group_ + 1) * GroupOf<kFormat>::kValues <= shape().row_size;
 #pragma unroll
         for (std::uint32_t i = 0; i < 2; ++i) {
             std::uint8_t* to = stage + (threadIdx.x / kWarp * 2 + i) * Stage::kQuadBytes;
-            const std::uint8_t* from = quads_[i] + std::size_t{group_} * Stage::kQuadBytes;
+            const std::uint8_t* from = quads_[i] + group_ * Stage::kQuadBytes;
             if (is_full) {
                 copy_quad(to, from);
             } else {
@@ -203,11 +167,11 @@ class Loader {
         return 4 + word_piece(word, rest / 2, rest % 2);
     }
 
-    // A last group that is not full, in the order of full ones; where it has no blocks, scales are 0
-    // and activations, too.
+    // A last group that is not full, in the order of full ones; where it has no blocks, scales are
+    // 0 and activations, too.
     __device__ __noinline__ void copy_rest(std::uint8_t* to, const std::uint8_t* from) const {
         const std::uint32_t lane = threadIdx.x % kWarp;
-        const std::uint32_t left = shape_.row_size - group_ * GroupOf<kFormat>::kValues;
+        const std::uint32_t left = shape().row_size - group_ * GroupOf<kFormat>::kValues;
         if constexpr (kFormat == Format::kBf16) {
             for (std::uint32_t piece = lane; piece < Stage::kQuadBytes / 16; piece += kWarp) {
                 const bool wanted = piece * 16 < left * kQuad * 2;
@@ -221,20 +185,19 @@ class Loader {
             const auto* scales = reinterpret_cast<const std::uint16_t*>(from);
             *scale = block < blocks ? scales[row * blocks + block] : std::uint16_t{0};
             if (block >= blocks) return;
-            const std::uint8_t* word = from + kQuad * blocks * kScaleBytes +
-                                       (row * blocks + block) * 4;
+            const std::uint8_t* word =
+                from + kQuad * blocks * kScaleBytes + (row * blocks + block) * 4;
             for (std::uint32_t k = 0; k < kWords; ++k, word += kQuad * blocks * 4) {
-                copy_few_later<4>(
-                    to + kQuad * kBlocksAbreast * kScaleBytes +
-                        word_piece(k, row, block / 4) * 16 + block % 4 * 4,
-                    word);
+                copy_few_later<4>(to + kQuad * kBlocksAbreast * kScaleBytes +
+                                      word_piece(k, row, block / 4) * 16 + block % 4 * 4,
+                                  word);
             }
         }
     }
 
     __device__ __forceinline__ void copy_rows(std::uint8_t* stage) const {
         const std::uint32_t token = threadIdx.x / kPerToken, part = threadIdx.x % kPerToken;
-        const std::uint8_t* from = row_ + std::size_t{group_} * Ready::kGroupBytes;
+        const std::uint8_t* from = row_ + group_ * Ready::kGroupBytes;
         std::uint8_t* to = stage + Stage::kRows + token * Ready::kRowBytes;
 #pragma unroll
         for (std::uint32_t piece = part; piece < Ready::kRowBytes / 16; piece += kPerToken) {
@@ -249,7 +212,6 @@ class Loader {
     }
 
     const PrefillCall& call_;
-    const Shape<kFormat, kProjection> shape_;
     Share share_;
     Tile* const tiles_;
     PrefillRun run_;

@@ -80,8 +80,9 @@ __device__ __forceinline__ uint4 block_of(const std::uint32_t (&low)[2][4],
     } else {
         // 16 times the value less 8: the offset is a flipped sign.
         constexpr std::uint32_t kNibbles = 0xF0F0F0F0u, kSigns = 0x80808080u;
-        return make_uint4((low[0][i] << 4 & kNibbles) ^ kSigns, (low[1][i] << 4 & kNibbles) ^ kSigns,
-                          (low[0][i] & kNibbles) ^ kSigns, (low[1][i] & kNibbles) ^ kSigns);
+        return make_uint4((low[0][i] << 4 & kNibbles) ^ kSigns,
+                          (low[1][i] << 4 & kNibbles) ^ kSigns, (low[0][i] & kNibbles) ^ kSigns,
+                          (low[1][i] & kNibbles) ^ kSigns);
     }
 }
 
@@ -107,12 +108,11 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
     std::uint32_t columns[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        load_words(columns[i],
-                   row + row_piece<kFormat>(token, (kHalf * 2 + i) * 4 + lane.t) * 16);
+        load_words(columns[i], row + row_piece<kFormat>(token, (kHalf * 2 + i) * 4 + lane.t) * 16);
     }
-    const std::uint8_t* scales = stage + Stage::kScales +
-                                 (kHalf * 4 * Stage::kTokens + lane.first_token() + 2 * lane.t) *
-                                     Ready::kScaleBytes;
+    const std::uint8_t* scales =
+        stage + Stage::kScales +
+        (kHalf * 4 * Stage::kTokens + lane.first_token() + 2 * lane.t) * Ready::kScaleBytes;
 #pragma unroll
     for (int matrix = 0; matrix < 2; ++matrix) {
         std::uint32_t low[2][4], high[2][4];
@@ -120,8 +120,7 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper) {
             const std::uint8_t* quad = stage + lane.quad(matrix, upper) * Stage::kQuadBytes;
-            load_words(low[upper],
-                       quad + kWordsAt + word_piece(lane.t, lane.g % 4, kHalf) * 16);
+            load_words(low[upper], quad + kWordsAt + word_piece(lane.t, lane.g % 4, kHalf) * 16);
             if constexpr (kIsUnsigned) {
                 load_words(high[upper],
                            quad + kWordsAt + word_piece(lane.t + 4, lane.g % 4, kHalf) * 16);
@@ -155,7 +154,7 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
                 make_uint2(columns[i / 2][i % 2 * 2], columns[i / 2][i % 2 * 2 + 1]);
             const int4 counted = kIsUnsigned ? multiply_unsigned(rows, column, from)
                                              : multiply_signed(rows, column, from);
-            float(&sum)[4] = sums.lanes[kHalf * 4 + i][matrix];
+            float (&sum)[4] = sums.lanes[kHalf * 4 + i][matrix];
             add_term<kFormat>(sum[0], counted.x, weight_scales[0][i], token_scales[0]);
             add_term<kFormat>(sum[1], counted.y, weight_scales[0][i], token_scales[1]);
             add_term<kFormat>(sum[2], counted.z, weight_scales[1][i], token_scales[0]);

@@ -76,8 +76,7 @@ __device__ inline std::uint32_t choose_copied(const HostTier& tier, std::uint32_
                                               std::uint32_t num_others, std::uint32_t num_tokens,
                                               PlanMemory& memory) {
     if (tier.room == nullptr) return num_candidates;
-    const std::uint32_t own =
-        threadIdx.x < num_candidates ? memory.sorted[threadIdx.x] : 0;
+    const std::uint32_t own = threadIdx.x < num_candidates ? memory.sorted[threadIdx.x] : 0;
     std::uint32_t all = 0;
     const std::uint32_t busier = sum_before(own, memory.sums, all);
     // With this thread's number of copied experts, and for the last candidate with all of them.
@@ -87,14 +86,14 @@ __device__ inline std::uint32_t choose_copied(const HostTier& tier, std::uint32_
         return fmaxf(static_cast<float>(copied) * tier.copy_ns, host);
     };
     if (threadIdx.x == 0) {
-        memory.best = std::uint64_t{bits_of(time(num_candidates, num_tokens))} << 32 |
-                      num_candidates;
+        memory.best =
+            std::uint64_t{bits_of(time(num_candidates, num_tokens))} << 32 | num_candidates;
     }
     __syncthreads();
     if (threadIdx.x < num_candidates) {
         const float found = time(threadIdx.x, all - busier + num_tokens);
-        atomicMin(&memory.best, static_cast<unsigned long long>(bits_of(found)) << 32 |
-                                    threadIdx.x);
+        atomicMin(&memory.best,
+                  static_cast<unsigned long long>(bits_of(found)) << 32 | threadIdx.x);
     }
     __syncthreads();
     return static_cast<std::uint32_t>(memory.best);
@@ -153,9 +152,12 @@ __device__ inline void choose(const PrefillCall& call, PlanMemory& memory) {
     memory.firsts[id] = first;
     if (id < num_jobs) {
         const bool comes = id >= num_resident;
-        const PrefillRun run{memory.packed[id], first,
-                             memory.tokens[id], first_run - (comes ? resident_runs : 0),
-                             runs,              comes ? id - num_resident : 0,
+        const PrefillRun run{memory.packed[id],
+                             first,
+                             memory.tokens[id],
+                             first_run - (comes ? resident_runs : 0),
+                             runs,
+                             comes ? id - num_resident : 0,
                              0};
         for (std::uint32_t i = 0; i < runs; ++i) call.runs[first_run + i] = run;
         if (comes) call.copied[id - num_resident] = {memory.packed[id], runs, 0};
@@ -163,7 +165,7 @@ __device__ inline void choose(const PrefillCall& call, PlanMemory& memory) {
     __syncthreads();
     const bool is_hosts = is_away && !is_copied;
     if (is_hosts && call.tier.room == nullptr) report(call.exchange, kFaultUnknownExpert);
-    memory.cursors[id] = is_resident || is_copied ? memory.firsts[job]
+    memory.cursors[id] = is_resident || is_copied                ? memory.firsts[job]
                          : is_hosts && call.tier.room != nullptr ? kOnHost
                                                                  : kNowhere;
     if (id != 0) return;
@@ -252,8 +254,8 @@ __device__ __forceinline__ bool make_tile_row_ready(const float4& values, std::u
     } else {
         const QuantizedPart quantized = quantize_part(values);
         if (writes) {
-            std::uint8_t* to = group + in_group / 2 * 64 + part % 4 * 16 + in_group % 2 * 8 +
-                               part / 4 * 4;
+            std::uint8_t* to =
+                group + in_group / 2 * 64 + part % 4 * 16 + in_group % 2 * 8 + part / 4 * 4;
             *reinterpret_cast<std::uint32_t*>(to) = quantized.word;
             std::uint8_t* scale = group + Ready::kRowBytes + in_group * Ready::kScaleBytes;
             if (part == 0) {

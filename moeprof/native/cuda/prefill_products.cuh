@@ -52,8 +52,7 @@ __device__ void finish_gate_up(const PrefillCall& call, const Tile& tile,
                     gate = gate + biases[tile.panel * kBlock + row];
                     up = up + biases[layer.width + tile.panel * kBlock + row];
                 }
-                const std::uint32_t token =
-                    lane.first_token() + column * 8 + lane.t * 2 + i % 2;
+                const std::uint32_t token = lane.first_token() + column * 8 + lane.t * 2 + i % 2;
                 values[token * kValuesStride + row] = gated(layer.unit, gate, up);
             }
         }
@@ -122,7 +121,7 @@ __device__ void compute_tiles(const PrefillCall& call, const Share& share) {
     auto* tiles = reinterpret_cast<Tile*>(stages + ProductMemory<kFormat>::kTiles);
     const LanePlace<kFormat, kProjection> lane;
     Loader<kFormat, kProjection> loader(call, share, tiles);
-    const std::uint32_t groups = loader.shape().groups();
+    const std::uint32_t groups = call.shapes[static_cast<int>(kProjection)].groups;
     for (int ahead = 0; ahead < kAhead; ++ahead) loader.push(stages + ahead * Stage::kBytes);
     std::uint32_t stage = 0, computed = 0;
     for (std::uint32_t at = share.next; at < share.num_tiles; at += share.step, ++computed) {
@@ -159,7 +158,7 @@ __device__ void compute_tiles(const PrefillCall& call, const Share& share) {
 template <Format kFormat, Projection kProjection>
 __device__ void copy_panels(const PrefillCall& call, std::uint32_t first, std::uint32_t step) {
     constexpr std::uint32_t kAhead = 8;  // loads under way
-    const Shape<kFormat, kProjection> shape(call.layer);
+    const PanelShape& shape = call.shapes[static_cast<int>(kProjection)];
     PanelRing& ring = call.state->rings[static_cast<int>(kProjection)];
     const std::uint32_t num_panels = call.state->copied_experts * shape.panels;
     for (std::uint32_t number = first; number < num_panels; number += step) {
@@ -169,9 +168,8 @@ __device__ void copy_panels(const PrefillCall& call, std::uint32_t first, std::u
             while (load_acquire(&ring.waiting[place]) != 0) pause();
         }
         __syncthreads();
-        const auto* from =
-            reinterpret_cast<const uint4*>(expert.packed + shape.panel_start(panel));
-        auto* to = reinterpret_cast<uint4*>(call.ring + place * shape.panel_stride());
+        const auto* from = reinterpret_cast<const uint4*>(expert.packed + shape.panel_start(panel));
+        auto* to = reinterpret_cast<uint4*>(call.ring + std::size_t{place} * shape.panel_bytes());
         const std::uint32_t size =
             shape.panel_quads(panel) * shape.quad_bytes / static_cast<std::uint32_t>(sizeof *to);
         for (std::uint32_t start = threadIdx.x; start < size; start += kAhead * kTileThreads) {
@@ -206,13 +204,14 @@ __device__ std::uint32_t ring_blocks(std::uint32_t groups, std::uint32_t num_blo
 }
 
 template <Format kFormat, Projection kProjection>
-__global__ void __launch_bounds__(kTileThreads, 2) prefill_products_kernel(const PrefillCall call) {
+__global__ void __launch_bounds__(kTileThreads, 2)
+    prefill_products_kernel(const __grid_constant__ PrefillCall call) {
     const PrefillState& state = *call.state;
-    const Shape<kFormat, kProjection> shape(call.layer);
+    const PanelShape& shape = call.shapes[static_cast<int>(kProjection)];
     Share share{call.runs, blockIdx.x, gridDim.x, state.resident_runs * shape.panels, false};
     if (state.copied_runs > 0) {
         const std::uint32_t copying = max(1u, min(kCopyBlocks, gridDim.x / 8));
-        const std::uint32_t from_ring = ring_blocks<kFormat>(shape.groups(), gridDim.x);
+        const std::uint32_t from_ring = ring_blocks<kFormat>(shape.groups, gridDim.x);
         if (blockIdx.x < copying) {
             copy_panels<kFormat, kProjection>(call, blockIdx.x, copying);
             return;
