@@ -112,16 +112,6 @@ __device__ __forceinline__ int dot_bytes(std::uint32_t weights, int values, int 
 // Matrix products of a warp, d = a b + c with a [16, k], b [k, 8] (PTX ISA, mma.m16n8k32 and
 // mma.m16n8k16). Lane 4 g + t holds of a: rows g and g + 8, of b: column g, of c and d: columns 2 t
 // and 2 t + 1 of rows g and g + 8. k = 32 bytes, exact.
-__device__ __forceinline__ int4 multiply_unsigned(const uint4& a, const uint2& b, const int4& c) {
-    int4 d;
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%10, %11, %12, %13};"
-        : "=r"(d.x), "=r"(d.y), "=r"(d.z), "=r"(d.w)
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(c.x), "r"(c.y), "r"(c.z),
-          "r"(c.w));
-    return d;
-}
-
 __device__ __forceinline__ int4 multiply_signed(const uint4& a, const uint2& b, const int4& c) {
     int4 d;
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
@@ -138,6 +128,15 @@ __device__ __forceinline__ void multiply_bf16(float (&d)[4], const uint4& a, con
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// The upper nibbles of four bytes, their highest bits flipped.
+__device__ __forceinline__ std::uint32_t nibbles_of(std::uint32_t bytes) {
+    std::uint32_t nibbles;  // 0x6A: (a & b) ^ c
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;"
+        : "=r"(nibbles)
+        : "r"(bytes), "r"(0xF0F0F0F0u), "r"(0x80808080u));
+    return nibbles;
 }
 
 // The launch's dynamic shared memory.

@@ -12,7 +12,7 @@ constexpr std::uint32_t kPanelRows = kPanelQuads * kQuad;
 // Places in the ring through which panels come from host memory; more than blocks that use them.
 constexpr std::uint32_t kRingPanels = 72;
 constexpr std::uint32_t kStreamBlocks = 64;
-constexpr std::uint32_t kCopyBlocks = 12;
+constexpr std::uint32_t kCopyBlocks = 28;
 
 // Of `places`: an expert that this device does not compute.
 constexpr std::uint32_t kOnHost = 0xFFFFFFFE;
@@ -29,16 +29,20 @@ __host__ __device__ constexpr std::uint32_t tile_tokens(Format format) {
     return format == Format::kBf16 ? 64 : 32;
 }
 
+// The unit for matrices counts from the bits of this float32, 1.5 * 2^23, whose last place is 1: a
+// product's bits are then those of the sum of both, as a float32. q4_0 counts sixteenths.
+constexpr float kCountFrom = 12582912.0f;
+constexpr int kCountFromBits = 0x4B400000;
+constexpr float kCountSixteenths = 786432.0f;  // 1.5 * 2^19
+constexpr int kCountSixteenthsBits = 0x49400000;
+
 // Activation rows made ready for tiles, in groups of 256 values (bf16: 128), the last one filled up
 // with zeros. Block formats: for each pair of blocks and t of 0 to 3 words t and t + 4 of the first
-// and of the second block; then for each block its float32 scale and, for q8_0, the number in which
-// the unit for matrices begins to count. bf16: as GroupOf has them.
+// and of the second block; then for each block its float32 scale. bf16: as GroupOf has them.
 template <Format kFormat>
 struct ReadyOf {
     static constexpr std::uint32_t kRowBytes = 256;  // of a group, without what follows
-    static constexpr std::uint32_t kScaleBytes = kFormat == Format::kQ8_0   ? 8
-                                                 : kFormat == Format::kQ4_0 ? 4
-                                                                            : 0;
+    static constexpr std::uint32_t kScaleBytes = kFormat == Format::kBf16 ? 0 : sizeof(float);
     static constexpr std::uint32_t kGroupBytes = kRowBytes + kBlocksAbreast * kScaleBytes;
     static constexpr std::uint32_t kGroupBlocks = GroupOf<kFormat>::kValues / kBlock;
 
@@ -46,13 +50,6 @@ struct ReadyOf {
         return groups_of(row_size, GroupOf<kFormat>::kValues) * kGroupBytes;
     }
 };
-
-// A product d + kCountFrom, d an integer that the unit for matrices has, is a float32 whose bits
-// are those of kCountFrom plus d (q4_0: plus 16 d), if they begin as this integer:
-constexpr float kCountFrom = 12582912.0f;  // 1.5 * 2^23: a last place is 1
-constexpr int kCountFromBits = 0x4B400000;
-constexpr float kCountSixteenths = 786432.0f;  // 1.5 * 2^19: a last place is 1 / 16
-constexpr int kCountSixteenthsBits = 0x49400000;
 
 // A run of at most tile_tokens of the tokens of one expert. All runs of an expert stand together
 // and say the same.

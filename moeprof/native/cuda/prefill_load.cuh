@@ -43,32 +43,38 @@ struct Tile {
     std::uint32_t ring_place;  // kNowhere: not in the ring
 };
 
-// The tiles of one block: from `next` on in steps of `step`.
+// The tiles of one block: from `first` on in steps of `step`.
 struct Share {
     const PrefillRun* runs;
-    std::uint32_t next;
+    std::uint32_t first;
     std::uint32_t step;
     std::uint32_t num_tiles;
     bool from_ring;
 };
 
+// What all threads of a block know of its tiles, in shared memory.
+struct TileQueue {
+    static constexpr std::uint32_t kTiles = 8;  // that may be under way, more than stages
+    Share share;
+    Tile tiles[kTiles];  // in turn
+    alignas(16) PrefillRun runs[2];  // of the next tiles, in turn
+};
+
 // All threads of a block call `push` for a stage after the other; tiles follow each other without a
-// pause, also where a panel must first arrive.
+// pause, also where a panel must first arrive. A thread keeps little between the calls: its
+// registers are full of sums.
 template <Format kFormat, Projection kProjection>
 class Loader {
   public:
-    static constexpr std::uint32_t kTiles = 8;  // that may be under way, more than stages
-
-    // `tiles` [kTiles] in shared memory, where tiles are told in turn.
-    __device__ Loader(const PrefillCall& call, const Share& share, Tile* tiles)
-        : call_(call), share_(share), tiles_(tiles) {
-        fetch_run();
+    // The queue's share is set.
+    __device__ Loader(const PrefillCall& call, TileQueue& queue)
+        : call_(call), queue_(queue), next_(queue.share.first) {
         open();
     }
 
     // Copies the next stage, if there is one.
-    __device__ void push(std::uint8_t* stage) {
-        if (is_open_) {
+    __device__ __forceinline__ void push(std::uint8_t* stage) {
+        if (group_ < shape().groups) {
             copy_weights(stage);
             copy_rows(stage);
             if (++group_ == shape().groups) open();
@@ -79,54 +85,62 @@ class Loader {
   private:
     using Stage = StageOf<kFormat>;
     using Ready = ReadyOf<kFormat>;
+    static constexpr std::uint32_t kPerToken = kTileThreads / Stage::kTokens;  // threads
 
     __device__ __forceinline__ const PanelShape& shape() const {
         return call_.shapes[static_cast<int>(kProjection)];
     }
 
-    static constexpr std::uint32_t kPerToken = kTileThreads / Stage::kTokens;  // threads
-
-    // Asks for what is known of the next tile, long before it is used.
-    __device__ void fetch_run() {
-        if (share_.next < share_.num_tiles) run_ = share_.runs[share_.next / shape().panels];
+    // Whether what is known of a tile is here before its turn if it is copied at the beginning of
+    // the one before.
+    __device__ __forceinline__ bool copies_runs() const {
+        return shape().groups >= Stage::kStages - 1;
     }
 
-    __device__ void open() {
-        is_open_ = share_.next < share_.num_tiles;
-        if (!is_open_) return;
-        const std::uint32_t inside = share_.next - run_.first_run * shape().panels;
+    // Goes to the next tile; after the last one `group_` stays behind the last group.
+    __device__ __forceinline__ void open() {
+        const Share& share = queue_.share;
+        if (next_ >= share.num_tiles) {
+            group_ = shape().groups;
+            return;
+        }
+        const PrefillRun run = opened_ > 1 && copies_runs() ? queue_.runs[opened_ % 2]
+                                                            : share.runs[next_ / shape().panels];
+        const std::uint32_t inside = next_ - run.first_run * shape().panels;
         Tile tile;
-        tile.packed = run_.packed;
-        tile.panel = inside / run_.num_runs;
-        const std::uint32_t skipped = inside % run_.num_runs * Stage::kTokens;
-        tile.first = run_.first + skipped;
-        tile.num_tokens = min(Stage::kTokens, run_.num_tokens - skipped);
+        tile.packed = run.packed;
+        tile.panel = inside / run.num_runs;
+        const std::uint32_t skipped = inside % run.num_runs * Stage::kTokens;
+        tile.first = run.first + skipped;
+        tile.num_tokens = min(Stage::kTokens, run.num_tokens - skipped);
         tile.ring_place = kNowhere;
-        const std::uint8_t* panel = run_.packed + shape().panel_start(tile.panel);
-        if (share_.from_ring) {
-            const std::uint32_t number = run_.order * shape().panels + tile.panel;
+        const std::uint8_t* panel = run.packed + shape().panel_start(tile.panel);
+        if (share.from_ring) {
+            const std::uint32_t number = run.order * shape().panels + tile.panel;
             tile.ring_place = number % kRingPanels;
             await(tile.ring_place, number);
             panel = call_.ring + std::size_t{tile.ring_place} * shape().panel_bytes();
         }
-        if (threadIdx.x == 0) tiles_[opened_ % kTiles] = tile;
+        if (threadIdx.x == 0) queue_.tiles[opened_ % TileQueue::kTiles] = tile;
         ++opened_;
         group_ = 0;
-        const std::uint32_t last_quad = shape().panel_quads(tile.panel) - 1;
-        const std::uint32_t quad = threadIdx.x / kWarp * 2;
-#pragma unroll
-        for (std::uint32_t i = 0; i < 2; ++i) {
-            quads_[i] = panel + min(quad + i, last_quad) * shape().quad_bytes;
-        }
+        // A panel has an even number of quads.
+        const std::uint32_t quad =
+            min(threadIdx.x / kWarp * 2, shape().panel_quads(tile.panel) - 2);
+        weights_ = panel + quad * shape().quad_bytes;
         const std::uint32_t place = tile.first + min(threadIdx.x / kPerToken, tile.num_tokens - 1);
         if constexpr (kProjection == Projection::kGateUp) {
-            row_ =
-                call_.rows + std::size_t{call_.tokens[place]} * Ready::row_bytes(shape().row_size);
+            row_ = call_.rows +
+                   std::size_t{call_.tokens[place]} * Ready::row_bytes(shape().row_size);
         } else {
             row_ = call_.between + std::size_t{place} * Ready::row_bytes(shape().row_size);
         }
-        share_.next += share_.step;
-        fetch_run();
+        next_ += share.step;
+        if (next_ < share.num_tiles && copies_runs() && threadIdx.x < 2) {
+            const PrefillRun* ahead = share.runs + next_ / shape().panels;
+            copy_later(reinterpret_cast<uint4*>(queue_.runs + opened_ % 2) + threadIdx.x,
+                       reinterpret_cast<const uint4*>(ahead) + threadIdx.x);
+        }
     }
 
     __device__ void await(std::uint32_t place, std::uint32_t number) const {
@@ -137,18 +151,19 @@ class Loader {
         __syncthreads();
     }
 
-    __device__ void copy_weights(std::uint8_t* stage) {
+    __device__ __forceinline__ void copy_weights(std::uint8_t* stage) {
         const bool is_full = (group_ + 1) * GroupOf<kFormat>::kValues <= shape().row_size;
 #pragma unroll
         for (std::uint32_t i = 0; i < 2; ++i) {
             std::uint8_t* to = stage + (threadIdx.x / kWarp * 2 + i) * Stage::kQuadBytes;
-            const std::uint8_t* from = quads_[i] + group_ * Stage::kQuadBytes;
+            const std::uint8_t* from = weights_ + i * shape().quad_bytes;
             if (is_full) {
                 copy_quad(to, from);
             } else {
                 copy_rest(to, from);
             }
         }
+        weights_ += Stage::kQuadBytes;
     }
 
     __device__ __forceinline__ void copy_quad(std::uint8_t* to, const std::uint8_t* from) const {
@@ -169,7 +184,7 @@ class Loader {
 
     // A last group that is not full, in the order of full ones; where it has no blocks, scales are
     // 0 and activations, too.
-    __device__ __noinline__ void copy_rest(std::uint8_t* to, const std::uint8_t* from) const {
+    __device__ __forceinline__ void copy_rest(std::uint8_t* to, const std::uint8_t* from) const {
         const std::uint32_t lane = threadIdx.x % kWarp;
         const std::uint32_t left = shape().row_size - group_ * GroupOf<kFormat>::kValues;
         if constexpr (kFormat == Format::kBf16) {
@@ -195,9 +210,9 @@ class Loader {
         }
     }
 
-    __device__ __forceinline__ void copy_rows(std::uint8_t* stage) const {
+    __device__ __forceinline__ void copy_rows(std::uint8_t* stage) {
         const std::uint32_t token = threadIdx.x / kPerToken, part = threadIdx.x % kPerToken;
-        const std::uint8_t* from = row_ + group_ * Ready::kGroupBytes;
+        const std::uint8_t* from = row_;
         std::uint8_t* to = stage + Stage::kRows + token * Ready::kRowBytes;
 #pragma unroll
         for (std::uint32_t piece = part; piece < Ready::kRowBytes / 16; piece += kPerToken) {
@@ -209,17 +224,16 @@ class Loader {
                 stage + Stage::kScales + (part * Stage::kTokens + token) * Ready::kScaleBytes,
                 from + Ready::kRowBytes + part * Ready::kScaleBytes);
         }
+        row_ += Ready::kGroupBytes;
     }
 
     const PrefillCall& call_;
-    Share share_;
-    Tile* const tiles_;
-    PrefillRun run_;
-    const std::uint8_t* quads_[2];
-    const std::uint8_t* row_;
+    TileQueue& queue_;
+    const std::uint8_t* weights_ = nullptr;
+    const std::uint8_t* row_ = nullptr;
+    std::uint32_t next_;
     std::uint32_t group_ = 0;
     std::uint32_t opened_ = 0;
-    bool is_open_ = false;
 };
 
 }  // namespace

@@ -62,27 +62,23 @@ struct Sums<Format::kBf16> {
 };
 
 // Adds one block's term of one sum.
-template <Format kFormat>
-__device__ __forceinline__ void add_term(float& sum, int counted, float weight_scale,
+__device__ __forceinline__ void add_term(float& sum, int counted, float from, float weight_scale,
                                          float token_scale) {
-    constexpr float kFrom = kFormat == Format::kQ8_0 ? kCountFrom : kCountSixteenths;
-    const float dot = float_of(static_cast<std::uint32_t>(counted)) - kFrom;
+    const float dot = float_of(static_cast<std::uint32_t>(counted)) - from;
     sum += dot * (weight_scale * token_scale);
 }
 
-// Block `i` of four of a lane's rows of a matrix, as the unit takes them: signed, or for q8_0 as
-// packed.
+// Block `i` of four of a lane's rows of a matrix as signed bytes; q4_0: 16 times the weights.
 template <Format kFormat>
 __device__ __forceinline__ uint4 block_of(const std::uint32_t (&low)[2][4],
                                           const std::uint32_t (&high)[2][4], int i) {
     if constexpr (kFormat == Format::kQ8_0) {
-        return make_uint4(low[0][i], low[1][i], high[0][i], high[1][i]);
+        constexpr std::uint32_t kSigns = 0x80808080u;
+        return make_uint4(low[0][i] ^ kSigns, low[1][i] ^ kSigns, high[0][i] ^ kSigns,
+                          high[1][i] ^ kSigns);
     } else {
-        // 16 times the value less 8: the offset is a flipped sign.
-        constexpr std::uint32_t kNibbles = 0xF0F0F0F0u, kSigns = 0x80808080u;
-        return make_uint4((low[0][i] << 4 & kNibbles) ^ kSigns,
-                          (low[1][i] << 4 & kNibbles) ^ kSigns, (low[0][i] & kNibbles) ^ kSigns,
-                          (low[1][i] & kNibbles) ^ kSigns);
+        return make_uint4(nibbles_of(low[0][i] << 4), nibbles_of(low[1][i] << 4),
+                          nibbles_of(low[0][i]), nibbles_of(low[1][i]));
     }
 }
 
@@ -101,7 +97,9 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
                                               Sums<kFormat>& sums) {
     using Stage = StageOf<kFormat>;
     using Ready = ReadyOf<kFormat>;
-    constexpr bool kIsUnsigned = kFormat == Format::kQ8_0;
+    constexpr bool kIsBytes = kFormat == Format::kQ8_0;
+    constexpr float kFrom = kIsBytes ? kCountFrom : kCountSixteenths;
+    constexpr int kFromBits = kIsBytes ? kCountFromBits : kCountSixteenthsBits;
     constexpr std::uint32_t kWordsAt = kQuad * kBlocksAbreast * kScaleBytes;
     const std::uint32_t token = lane.first_token() + lane.g;
     const std::uint8_t* row = stage + Stage::kRows + token * Ready::kRowBytes;
@@ -116,49 +114,39 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
 #pragma unroll
     for (int matrix = 0; matrix < 2; ++matrix) {
         std::uint32_t low[2][4], high[2][4];
-        float weight_scales[2][4];
+        uint2 weight_scales[2];
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper) {
             const std::uint8_t* quad = stage + lane.quad(matrix, upper) * Stage::kQuadBytes;
             load_words(low[upper], quad + kWordsAt + word_piece(lane.t, lane.g % 4, kHalf) * 16);
-            if constexpr (kIsUnsigned) {
+            if constexpr (kIsBytes) {
                 load_words(high[upper],
                            quad + kWordsAt + word_piece(lane.t + 4, lane.g % 4, kHalf) * 16);
             }
-            const uint2 halves =
+            weight_scales[upper] =
                 *reinterpret_cast<const uint2*>(quad + lane.g % 4 * 16 + kHalf * 8);
-            weight_scales[upper][0] = half_to_float(static_cast<std::uint16_t>(halves.x));
-            weight_scales[upper][1] = half_to_float(static_cast<std::uint16_t>(halves.x >> 16));
-            weight_scales[upper][2] = half_to_float(static_cast<std::uint16_t>(halves.y));
-            weight_scales[upper][3] = half_to_float(static_cast<std::uint16_t>(halves.y >> 16));
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const std::uint8_t* scale = scales + i * Stage::kTokens * Ready::kScaleBytes;
-            float token_scales[2];
-            int4 from;
-            if constexpr (kIsUnsigned) {
-                const int4 loaded = *reinterpret_cast<const int4*>(scale);
-                token_scales[0] = float_of(static_cast<std::uint32_t>(loaded.x));
-                token_scales[1] = float_of(static_cast<std::uint32_t>(loaded.z));
-                from = make_int4(loaded.y, loaded.w, loaded.y, loaded.w);
-            } else {
-                const float2 loaded = *reinterpret_cast<const float2*>(scale);
-                token_scales[0] = loaded.x;
-                token_scales[1] = loaded.y;
-                from = make_int4(kCountSixteenthsBits, kCountSixteenthsBits, kCountSixteenthsBits,
-                                 kCountSixteenthsBits);
+            const float2 token_scales = *reinterpret_cast<const float2*>(
+                scales + i * Stage::kTokens * Ready::kScaleBytes);
+            float row_scales[2];
+#pragma unroll
+            for (int upper = 0; upper < 2; ++upper) {
+                const std::uint32_t word = i < 2 ? weight_scales[upper].x : weight_scales[upper].y;
+                row_scales[upper] =
+                    half_to_float(static_cast<std::uint16_t>(i % 2 == 0 ? word : word >> 16));
             }
             const uint4 rows = block_of<kFormat>(low, high, i);
             const uint2 column =
                 make_uint2(columns[i / 2][i % 2 * 2], columns[i / 2][i % 2 * 2 + 1]);
-            const int4 counted = kIsUnsigned ? multiply_unsigned(rows, column, from)
-                                             : multiply_signed(rows, column, from);
-            float (&sum)[4] = sums.lanes[kHalf * 4 + i][matrix];
-            add_term<kFormat>(sum[0], counted.x, weight_scales[0][i], token_scales[0]);
-            add_term<kFormat>(sum[1], counted.y, weight_scales[0][i], token_scales[1]);
-            add_term<kFormat>(sum[2], counted.z, weight_scales[1][i], token_scales[0]);
-            add_term<kFormat>(sum[3], counted.w, weight_scales[1][i], token_scales[1]);
+            const int4 counted = multiply_signed(
+                rows, column, make_int4(kFromBits, kFromBits, kFromBits, kFromBits));
+            float(&sum)[4] = sums.lanes[kHalf * 4 + i][matrix];
+            add_term(sum[0], counted.x, kFrom, row_scales[0], token_scales.x);
+            add_term(sum[1], counted.y, kFrom, row_scales[0], token_scales.y);
+            add_term(sum[2], counted.z, kFrom, row_scales[1], token_scales.x);
+            add_term(sum[3], counted.w, kFrom, row_scales[1], token_scales.y);
         }
     }
 }

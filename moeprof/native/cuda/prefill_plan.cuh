@@ -257,13 +257,9 @@ __device__ __forceinline__ bool make_tile_row_ready(const float4& values, std::u
             std::uint8_t* to =
                 group + in_group / 2 * 64 + part % 4 * 16 + in_group % 2 * 8 + part / 4 * 4;
             *reinterpret_cast<std::uint32_t*>(to) = quantized.word;
-            std::uint8_t* scale = group + Ready::kRowBytes + in_group * Ready::kScaleBytes;
             if (part == 0) {
-                *reinterpret_cast<float*>(scale) = quantized.scale;
-                if constexpr (kFormat == Format::kQ8_0) {
-                    // Packed bytes are unsigned, 128 too large.
-                    *reinterpret_cast<int*>(scale + 4) = kCountFromBits - 128 * quantized.sum;
-                }
+                *reinterpret_cast<float*>(group + Ready::kRowBytes +
+                                          in_group * Ready::kScaleBytes) = quantized.scale;
             }
         }
         return quantized.is_finite || !writes;

@@ -24,9 +24,9 @@ constexpr std::uint32_t kValuesStride = 36;
 template <Format kFormat>
 struct ProductMemory {
     static constexpr std::uint32_t kValues = StageOf<kFormat>::kStages * StageOf<kFormat>::kBytes;
-    static constexpr std::uint32_t kTiles =
+    static constexpr std::uint32_t kQueue =
         kValues + StageOf<kFormat>::kTokens * kValuesStride * sizeof(float);
-    static constexpr std::uint32_t kBytes = kTiles + 8 * sizeof(Tile);
+    static constexpr std::uint32_t kBytes = kQueue + sizeof(TileQueue);
 };
 
 __device__ inline const float* biases_of(const DeviceLayer& layer, const std::uint8_t* packed) {
@@ -114,32 +114,39 @@ __device__ void finish_down(const PrefillCall& call, const Tile& tile,
 }
 
 template <Format kFormat, Projection kProjection>
-__device__ void compute_tiles(const PrefillCall& call, const Share& share) {
+__device__ __forceinline__ void compute_tiles(const PrefillCall& call, const Share& share) {
     using Stage = StageOf<kFormat>;
     constexpr int kAhead = Stage::kStages - 1;
     std::uint8_t* stages = dynamic_memory();
-    auto* tiles = reinterpret_cast<Tile*>(stages + ProductMemory<kFormat>::kTiles);
+    auto& queue = *reinterpret_cast<TileQueue*>(stages + ProductMemory<kFormat>::kQueue);
+    if (threadIdx.x == 0) queue.share = share;
+    __syncthreads();
     const LanePlace<kFormat, kProjection> lane;
-    Loader<kFormat, kProjection> loader(call, share, tiles);
-    const std::uint32_t groups = call.shapes[static_cast<int>(kProjection)].groups;
+    Loader<kFormat, kProjection> loader(call, queue);
     for (int ahead = 0; ahead < kAhead; ++ahead) loader.push(stages + ahead * Stage::kBytes);
-    std::uint32_t stage = 0, computed = 0;
-    for (std::uint32_t at = share.next; at < share.num_tiles; at += share.step, ++computed) {
+    const std::uint32_t groups = call.shapes[static_cast<int>(kProjection)].groups;
+    std::uint32_t stage = 0;
+    const std::uint32_t num_tiles =
+        share.first < share.num_tiles ? (share.num_tiles - share.first - 1) / share.step + 1 : 0;
+#pragma unroll 1
+    for (std::uint32_t computed = 0; computed < num_tiles; ++computed) {
+        const Tile& tile = queue.tiles[computed % TileQueue::kTiles];
         Sums<kFormat> sums;
         sums.clear();
-        Tile tile;
+        bool takes_part = false;
+#pragma unroll 1
         for (std::uint32_t group = 0; group < groups; ++group) {
             wait_for_batches<kAhead - 1>();
             __syncthreads();
-            if (group == 0) tile = tiles[computed % Loader<kFormat, kProjection>::kTiles];
-            if (group + 1 == groups && tile.ring_place != kNowhere && threadIdx.x == 0) {
+            if (group == 0) takes_part = lane.first_token() < tile.num_tokens;
+            if (group + 1 == groups && threadIdx.x == 0 && tile.ring_place != kNowhere) {
                 PanelRing& ring = call.state->rings[static_cast<int>(kProjection)];
                 __threadfence();
                 atomicSub(&ring.waiting[tile.ring_place], 1u);
             }
             const std::uint32_t free = stage == 0 ? Stage::kStages - 1 : stage - 1;
             loader.push(stages + free * Stage::kBytes);
-            if (lane.first_token() < tile.num_tokens) {
+            if (takes_part) {
                 multiply<kFormat, kProjection>(stages + stage * Stage::kBytes, lane, sums);
             }
             stage = stage + 1 == Stage::kStages ? 0 : stage + 1;
@@ -221,7 +228,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
             share = {call.runs + state.resident_runs, block, from_ring,
                      state.copied_runs * shape.panels, true};
         } else {
-            share.next = block - from_ring;
+            share.first = block - from_ring;
             share.step = gridDim.x - copying - from_ring;
         }
     }
