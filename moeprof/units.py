@@ -32,6 +32,11 @@ def format_size(num_bytes: float) -> str:
     return f"{value:.1f} TiB"
 
 
+def format_ms(seconds: float) -> str:
+    """Milliseconds without the unit, for columns of a table, to the microsecond: `3.207`."""
+    return f"{seconds * 1e3:.3f}"
+
+
 def format_duration(seconds: float) -> str:
     """A duration in the largest fitting unit, such as `3.2 ms`, `41 s` or `2 h 05 min`."""
     if seconds < 1:
@@ -40,3 +45,10 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_speed(per_second: float) -> str:
+    """A figure per second with three significant digits or more, such as `4,210` or `31.2`."""
+    if abs(per_second) >= 100:
+        return f"{per_second:,.0f}"
+    return f"{per_second:.1f}" if abs(per_second) >= 10 else f"{per_second:.2f}"

@@ -4,6 +4,7 @@ import numpy as np
 
 from moeprof import native
 from moeprof.native import reference
+from moeprof.native.reference.formats import round_to_bf16
 
 FORMATS = tuple(reference.BLOCK_BYTES)
 PATHS = native.paths()
@@ -32,6 +33,24 @@ def make_expert(seed: int, hidden_size: int, width: int, weight_format: str, bia
         weight_format,
         *(given if biases else (None, None, None)),
     )
+
+
+def ready_words(rows: np.ndarray, weight_format: str) -> np.ndarray:
+    """[T, words] uint32: rows as a device posts them; the layout is in ready_rows.hpp."""
+    if weight_format == "bf16":
+        return round_to_bf16(rows).view(np.uint32)
+    quants, scales = reference.quantize_activations(rows)
+    num_tokens, num_blocks = scales.shape
+    missing = -num_blocks % 8
+    quants = np.pad(quants, ((0, 0), (0, missing), (0, 0))).reshape(num_tokens, -1, 8, 8, 4)
+    scales = np.pad(scales, ((0, 0), (0, missing))).reshape(num_tokens, -1, 8)
+    words = np.ascontiguousarray(quants.transpose(0, 1, 3, 2, 4)).view(np.uint32)
+    parts = (
+        words.reshape(*scales.shape[:2], 64),
+        scales.view(np.uint32),
+        (-8 * quants.sum((-1, -2), dtype=np.int32)).view(np.uint32),
+    )
+    return np.concatenate(parts, axis=-1).reshape(num_tokens, -1)
 
 
 def on_a_line(packed: np.ndarray) -> np.ndarray:

@@ -80,6 +80,13 @@ def test_a_text_that_is_too_short_is_refused(
     assert "160 are needed" in capsys.readouterr().err
 
 
+def test_more_tokens_than_the_plan_has_room_for_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bench("--prompt-tokens", "480", "--decode-tokens", "33") == 1
+    assert "planned for a context of 512" in capsys.readouterr().err
+
+
 def test_experts_that_torch_computes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--format", "stored", "--rounds", "1") == 1
     assert "--format q8_0, q4_0 or bf16" in capsys.readouterr().err

@@ -49,10 +49,14 @@ def test_json_is_one_document_that_follows_the_schema(trace, capsys):
 
 def test_options_reach_the_analysis(trace, capsys):
     chosen = ["--phase", "decode", "--domain", "code", "--share", "0.25", "--folds", "2"]
-    assert run(trace, "--json", "--seed", "3", *chosen, *QUICK) == 0
+    sections = ["--section", "skew", "--section", "locality", "--tolerance", "0.05"]
+    assert run(trace, "--json", "--seed", "3", *chosen, *sections, *QUICK) == 0
     document = json.loads(capsys.readouterr().out)
     expected = {"phase": "decode", "domain": "code", "share": 0.25, "folds": 2, "seed": 3}
-    assert document["settings"] == expected | {"resamples": 10}
+    expected |= {"sections": ["skew", "locality"], "tolerance": 0.05, "resamples": 10}
+    assert document["settings"] == expected
+    assert document["skew"] and document["locality"]
+    assert document["coverage"] == document["prediction"] == document["sufficiency"] == []
     assert {(row["domain"], row["phase"]) for row in document["samples"]} == {("code", "decode")}
 
 

@@ -26,6 +26,10 @@ def test_the_measured_profile_is_a_valid_one(
     for tier in profile.tiers.values():
         time = tier.expert_time["float32"]
         assert time(6144) >= 6144 * time.s_per_byte > 0
+        batch = tier.expert_batch_time["float32"]
+        assert batch(6144, 8) >= batch(6144) >= 6144 * batch.s_per_byte > 0
+    assert profile.dense_batch_time is not None
+    assert profile.dense_batch_time(0, 8) > 0
     assert f"wrote {path}" in capsys.readouterr().err
 
 
@@ -69,7 +73,8 @@ def test_a_plan_for_a_format_is_priced_by_a_profile_that_timed_it(tmp_path: Path
         with pytest.raises(SystemExit) as stopped:
             main(command)
         assert not stopped.value.code
-    assert set(read_hardware(machine).tiers["ram"].expert_time) == {"bfloat16", "q8_0"}
+    ram = read_hardware(machine).tiers["ram"]
+    assert set(ram.expert_time) == set(ram.expert_batch_time) == {"bfloat16", "q8_0"}
     found = read_placement(placement)
     assert found.planned_formats == {"q8_0"}
     config = json.loads((model_path() / "config.json").read_text())

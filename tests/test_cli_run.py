@@ -158,3 +158,22 @@ def test_chat_refuses_what_is_not_utf8(
     monkeypatch.setattr(sys, "stdin", stream)
     assert call("-p", plan, "--chat") == 1
     assert "standard input: not UTF-8 text" in capsys.readouterr().err
+
+
+def test_layer_times_are_a_table_or_a_part_of_the_document(
+    plan: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["-p", plan, "--prompt", "hello", "--max-new-tokens", "4"]
+    call(*given)
+    assert "RAM experts" not in capsys.readouterr().err
+    assert call(*given, "--layer-times") == 0
+    err = words(capsys.readouterr().err)
+    assert "milliseconds of one decoded token" in err
+    assert all(name in err for name in ("dense", "VRAM experts", "RAM experts", "waiting"))
+    call(*given, "--layer-times", "--json")
+    document = json.loads(capsys.readouterr().out)
+    times = document["layer_times"]
+    assert [layer["layer"] for layer in times["layers"]] == document["moe_layers"]
+    assert set(times["layers"][0]) == {"layer", "dense_s", "vram_s", "ram_s", "waiting_s"}
+    assert call("-p", plan, "--prompt", "hello", "--max-new-tokens", "1", "--layer-times") == 0
+    assert "no token was decoded" in words(capsys.readouterr().err)

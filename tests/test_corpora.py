@@ -24,6 +24,13 @@ def test_a_folder_gives_one_document_per_text_file_in_order(tmp_path: Path) -> N
     assert contents([f"code={tmp_path}"]) == {"code": ["one", "two", "three"]}
 
 
+def test_what_is_read_is_what_was_checked(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("checked")
+    (domain,) = open_corpus([str(tmp_path)], "text")
+    (tmp_path / "a.txt").write_bytes(b"\xff, and came later")
+    assert [document.content for document in domain.documents()] == ["checked"]
+
+
 def test_a_domain_is_named_after_its_source_unless_it_is_given(tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("x")
     assert list(contents([str(tmp_path / "my notes.txt")])) == ["my-notes"]

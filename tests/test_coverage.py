@@ -6,13 +6,13 @@ from hypothesis.extra.numpy import arrays
 
 from moeprof.analyze.coverage import (
     covered,
-    deal_folds,
     held_out_covered,
     in_sample_covered,
     share_of,
     training_orders,
 )
 from moeprof.analyze.hot_sets import best_first
+from moeprof.trace.folds import deal_folds
 
 ONE_SIZE = np.ones((1, 4), np.int64)
 

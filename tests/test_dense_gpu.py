@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from moeprof.runtime.dense_ops import attend, attends, decode_attention, route, route_rows
+from moeprof.runtime.dense_ops import (
+    attend,
+    attends,
+    decode_attention,
+    q8_row_products,
+    q8_values,
+    route,
+    route_rows,
+)
 from moeprof.runtime.dense_ops import row_products as products
 
 pytestmark = pytest.mark.gpu
@@ -188,3 +196,34 @@ def test_equal_scores_are_chosen_by_ascending_id():
     )
     assert ids.tolist() == [[0, 1, 2, 3, 4]]
     torch.testing.assert_close(weights.cpu(), torch.full((1, 5), 0.2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [32, 96, 768, 2048, 4128])
+@pytest.mark.parametrize(
+    "rows", [[32], [128], [1030], [4096, 512, 512], [5000, 7, 1, 3], [17000], [1500, 33000]]
+)
+def test_q8_row_products(dtype, columns, rows):
+    row = randn(1, 1, columns, dtype=dtype, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    weights = [
+        torch.randint(1, 256, (n, columns), generator=generator, dtype=torch.uint8) for n in rows
+    ]
+    scales = [randn(n, columns // 32, dtype=torch.float16, seed=3 + i) for i, n in enumerate(rows)]
+    biases = [randn(n, dtype=dtype, seed=9 + i) if i % 2 else None for i, n in enumerate(rows)]
+    on_device = [[t if t is None else t.cuda() for t in part] for part in (weights, scales, biases)]
+    found = q8_row_products(row.cuda(), *on_device)
+    again = q8_row_products(row.cuda(), *on_device)
+    for output, same, weight, scale, bias in zip(
+        found, again, weights, scales, biases, strict=True
+    ):
+        values = q8_values(weight, scale).double()
+        expected = values @ row.double().flatten()
+        expected = expected if bias is None else expected + bias.double()
+        assert output.shape == (1, 1, len(expected))
+        assert torch.equal(output, same), "the same bits every time"
+        error = (output.cpu().double().flatten() - expected).abs()
+        # of the result, and of sums of so many products in float32
+        room = 2**-23 * columns**0.5 * (values.abs() @ row.double().abs().flatten())
+        allowed = TOLERANCE[dtype] * expected.abs() + room
+        assert (error <= allowed).all(), f"largest error {error.max()}, at {error.argmax()}"

@@ -29,6 +29,24 @@ def test_a_profile_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_hardware(path) == make_hardware()
 
 
+def test_the_time_of_many_tokens_is_read_where_it_stands_and_may_be_left_out() -> None:
+    batch = {"bfloat16": {"fixed_s": 2.0, "s_per_byte": 0.25, "s_per_token": 0.5}}
+    profile = parse_hardware(damage("tiers/vram/expert_batch_time", batch), "desk.json")
+    assert profile.batch_time("vram", "bfloat16") == Time(2.0, 0.25, 0.5)
+    assert profile.batch_time("vram", "q8_0") is None
+    assert parse_hardware(profile.to_json(), "desk.json") == profile
+    without = parse_hardware(damage("tiers/vram/expert_batch_time", ...), "desk.json")
+    assert without.batch_time("vram", "bfloat16") is None
+
+
+def test_the_time_of_a_batch_outside_the_experts_may_be_null_or_left_out() -> None:
+    time = {"fixed_s": 2.0, "s_per_byte": 0.25, "s_per_token": 0.5}
+    for value, expected in ((time, Time(2.0, 0.25, 0.5)), (None, None), (..., None)):
+        profile = parse_hardware(damage("dense_batch_time", value), "desk.json")
+        assert profile.dense_batch_time == expected
+        assert parse_hardware(profile.to_json(), "desk.json") == profile
+
+
 def test_the_time_of_an_expert_is_linear_in_bytes_and_tokens() -> None:
     assert Time(fixed_s=1.0, s_per_byte=0.5, s_per_token=0.25)(8) == 5.0
     assert Time(fixed_s=1.0, s_per_byte=0.5, s_per_token=0.25)(8, 4) == 6.0
@@ -50,12 +68,18 @@ def test_the_time_of_an_expert_is_linear_in_bytes_and_tokens() -> None:
         ("dense_time/s_per_byte", True, ": dense_time: s_per_byte: is true, expected a number"),
         ("tiers_overlap", 1, ": tiers_overlap: is 1, expected true or false"),
         ("dense_time/s_per_token", ..., ": dense_time: field 's_per_token' is missing"),
+        ("dense_batch_time", 3, ": dense_batch_time: expected an object"),
         ("tiers/ram", ..., ": tiers: ram missing"),
         ("tiers/tape", {}, ": tiers: is {"),
         ("tiers/ram/colour", "red", ": tiers.ram: unknown field 'colour'"),
         ("tiers/ram/read_bytes_per_s", 0, ": tiers.ram: read_bytes_per_s: is 0, expected a number"),
         ("tiers/ram/expert_time", 3, ": tiers.ram: expert_time: is 3, expected an object"),
         ("tiers/ram/expert_time/q8_0", 3, ": tiers.ram: expert_time.q8_0: expected an object"),
+        (
+            "tiers/ram/expert_batch_time",
+            {"q8_0": {"fixed_s": 1, "s_per_byte": 1, "s_per_token": -1}},
+            ": tiers.ram: expert_batch_time.q8_0: s_per_token: is -1, expected a number of at le",
+        ),
         ("links/ram-vram/latency_s", "1", ': links.ram-vram: latency_s: is "1", expected a number'),
     ],
 )

@@ -20,9 +20,11 @@ from moeprof.placement import Placement, Tier, read_placement, write_placement
 from moeprof.plan import PlanRequest, plan
 from moeprof.plan.baselines import ALL_RAM, FIRST_LAYERS, UNIFORM, place_baseline
 from moeprof.plan.budget import expert_budget
-from moeprof.plan.cost import DecodeClock, decode_clock, replay_decode
+from moeprof.plan.cost import DecodeClock, decode_clock
 from moeprof.plan.evaluation import held_out_coverage, speed, split_documents
 from moeprof.plan.greedy import solve_greedy
+from moeprof.plan.played import Clocks, Played, play_sets
+from moeprof.plan.routed import DECODE, Routed, read_routed
 from moeprof.trace import Trace
 from moeprof.trace.writer import TokenBlock
 from moeprof.units import parse_size
@@ -233,6 +235,14 @@ class TestHeldOut:
         assert 0 <= found.low < 2 < found.high
 
 
+def play(trace: Trace, sets: np.ndarray, set_of_group: list[int]) -> tuple[Routed, Played]:
+    """Sets of cells played over a trace on the machine of round numbers."""
+    shape = trace.shape
+    clocks = Clocks(decode_clock(make_hardware(), shape, shape.dtype, shape.expert_bytes))
+    found = read_routed(trace, trace.cell_counts())
+    return found, play_sets(found, sets, np.array(set_of_group), clocks)
+
+
 class TestClock:
     # Dense: 2 s. Expert: 1 s in vram, 4 s in ram. Round trip: 2 s.
     shape = make_shape((1, 2), num_experts=4)
@@ -255,34 +265,28 @@ class TestClock:
         block = routed(experts, [0, 0, 1, 1], [1, 1, 1, 0])
         trace = make_trace(tmp_path / "t", {"a": block}, self.shape, weights=False)
         in_vram = np.array([[1, 1, 0, 0], [0, 0, 1, 0]], bool)
-        clock = decode_clock(make_hardware(), self.shape, self.shape.dtype, self.shape.expert_bytes)
-        replay = replay_decode(trace, clock, [in_vram[None]], np.zeros(2, np.int64))
-        assert replay.tokens.tolist() == [2, 1]
-        assert replay.hits.tolist() == [[3 + 2, 0]]
+        lookups, played = play(trace, in_vram[None], [0, 0])
+        assert lookups.tokens[DECODE].tolist() == [2, 1]
+        assert played.hits[DECODE].tolist() == [3 + 2, 0]
         # Each token: 3 layers x 1 s dense. Token 0: 2 + 6. Token 1: 6 + 1. Token 2: 10 + 10.
-        assert replay.seconds.tolist() == [[3 + 8 + 3 + 7, 3 + 20]]
+        assert played.seconds[DECODE].tolist() == [3 + 8 + 3 + 7, 3 + 20]
 
-    def test_each_document_is_replayed_against_the_set_of_its_fold(self, tmp_path: Path) -> None:
+    def test_each_document_is_played_against_the_set_of_its_fold(self, tmp_path: Path) -> None:
         experts = [[[0, 1], [0, 1]], [[0, 1], [0, 1]]]
         trace = make_trace(
             tmp_path / "t", {"a": routed(experts, [0, 1], [1, 1])}, self.shape, weights=False
         )
         everything, nothing = np.ones((2, 4), bool), np.zeros((2, 4), bool)
-        clock = decode_clock(make_hardware(), self.shape, self.shape.dtype, self.shape.expert_bytes)
-        sets = [np.stack([nothing, everything])]
-        replay = replay_decode(trace, clock, sets, np.array([1, 0]))
-        assert replay.hits.tolist() == [[4, 0]]
+        _, played = play(trace, np.stack([nothing, everything]), [1, 0])
+        assert played.hits[DECODE].tolist() == [4, 0]
 
-    def test_a_replay_of_all_documents_hits_what_the_counts_say(self, tmp_path: Path) -> None:
+    def test_playing_all_documents_hits_what_the_counts_say(self, tmp_path: Path) -> None:
         trace = make_skewed(tmp_path)
         in_vram = np.random.default_rng(0).random((3, 8)) < 0.4
-        clock = decode_clock(
-            make_hardware(), trace.shape, trace.shape.dtype, trace.shape.expert_bytes
-        )
-        fold = np.zeros(12, np.int64)
-        replay = replay_decode(trace, clock, [in_vram[None]], fold)
-        counts = trace.cell_counts().counts[:, 1]
-        assert replay.hits[0].tolist() == (counts * in_vram).sum(axis=(1, 2)).tolist()
+        _, played = play(trace, in_vram[None], [0] * 12)
+        counts = trace.cell_counts().counts
+        hits = (counts * in_vram).sum(axis=(2, 3))
+        assert played.hits.tolist() == hits.T.tolist()
 
     def test_an_unknown_weight_format_is_refused(self) -> None:
         shape = dataclasses.replace(self.shape, dtype="float8_e4m3fn")

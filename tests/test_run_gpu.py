@@ -10,6 +10,8 @@ from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.demo import model_path
 from moeprof.placement.tier import Tier
 from moeprof.runtime import Sampling, Session, load
+from moeprof.runtime.measurement import measure_hardware
+from moeprof.runtime.q8_linear import DeviceQ8Linear
 
 pytestmark = pytest.mark.gpu
 
@@ -90,3 +92,61 @@ def test_counts_of_a_captured_run_are_those_of_its_tokens(bundled: Checkpoint) -
     np.testing.assert_array_equal(
         loaded.meter.assignments.sum(axis=2), np.broadcast_to(expected, (2, shape.num_moe_layers))
     )
+
+
+@pytest.mark.parametrize("tier", [Tier.VRAM, Tier.RAM])
+def test_layer_times_of_captured_steps_are_those_of_the_tiers_in_use(
+    tier: Tier, bundled: Checkpoint
+) -> None:
+    tiers = np.full_like(random_tiers(bundled, 0), tier)
+    placement = make_placement(bundled, tiers)
+    found = []
+    for asked in (True, False):
+        loaded = load(placement, bundled, device="cuda", weight_format="q8_0", layer_times=asked)
+        session = Session(loaded, compiled=False)
+        assert session.sequence.notes == ()
+        tokens = session.generate(PROMPT, Sampling(max_new_tokens=24)).token_ids
+        found.append((tokens, session.report().layer_times))
+    (timed, times), (plain, nothing) = found
+    assert timed == plain and nothing is None
+    assert times is not None and times.tiers_overlap and times.rest_s > 0
+    assert min(layer.dense_s for layer in times.layers) > 0
+    on_host = [(layer.ram_s, layer.waiting_s) for layer in times.layers]
+    on_device = [layer.vram_s for layer in times.layers]
+    if tier is Tier.VRAM:
+        assert np.max(on_host) == 0 and min(on_device) > 0
+    else:
+        assert np.min(on_host) > 0 and max(on_device) == 0
+        assert all(ram < waiting for ram, waiting in on_host)
+
+
+def test_a_measured_device_prices_tokens_and_batches(bundled: Checkpoint) -> None:
+    profile = measure_hardware(bundled, device="cuda", formats=["q8_0"])
+    assert profile.links["ram-vram"].bytes_per_s > 0
+    assert profile.device_context_bytes > 0
+    assert profile.dense_time(0) > 0
+    assert profile.dense_batch_time is not None
+    for tier in ("vram", "ram"):
+        for weight_format in ("bfloat16", "q8_0"):
+            batch = profile.batch_time(tier, weight_format)
+            assert batch is not None
+            assert batch(10**5, 64) >= batch(10**5) > 0
+            assert profile.expert_time(tier, weight_format)(10**5) > 0
+
+
+def test_linear_layers_in_q8_0_are_captured_and_compiled_and_no_placement_changes_a_bit(
+    bundled: Checkpoint,
+) -> None:
+    found = []
+    for seed in range(3):
+        placement = make_placement(bundled, tiers_of(bundled, seed))
+        options = {"device": "cuda", "weight_format": "q8_0", "dense_format": "q8_0"}
+        session = Session(load(placement, bundled, **options))
+        assert session.sequence.notes == ()
+        found.append(session.generate(PROMPT, Sampling(max_new_tokens=24)).token_ids)
+    assert found == [found[0]] * 3
+    layers = [m for m in session.loaded.model.modules() if isinstance(m, DeviceQ8Linear)]
+    assert len(layers) == 6 * 4
+    assert all(parameter.is_cuda for layer in layers for parameter in layer.parameters())
+    kept = sum(p.nbytes for p in session.loaded.model.parameters())
+    assert kept < session.loaded.placement.budget.dense_bytes

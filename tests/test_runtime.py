@@ -27,7 +27,7 @@ from moeprof.placement.tier import Tier
 from moeprof.runtime import LoadedModel, Sampling, Session, load, replay, run, select_documents
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.sampling import Sampler, TextStream
-from moeprof.runtime.stores import SlotTable
+from moeprof.runtime.stores import SlotTable, allocate_packed_stores
 from moeprof.trace import Trace
 
 # Separate and stacked checkpoints, transposed and interleaved layouts, biases, shared experts,
@@ -474,3 +474,13 @@ def test_tiers_on_a_gpu_give_the_same_routing_and_close_logits(
         expected = reference(torch.tensor([ids])).logits[0, -1]
     logits = loaded.forward(ids, "prefill").logits.cpu()
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_only_the_tiers_that_are_allocated_must_fit() -> None:
+    tiers = np.array([[Tier.VRAM], [Tier.RAM]], np.uint8)
+    table, sizes, host = SlotTable.from_tiers(tiers), (512, 2**50), torch.device("cpu")
+    found = allocate_packed_stores(table, sizes, host, [Tier.VRAM])
+    assert list(found) == [Tier.VRAM]
+    assert found[Tier.VRAM].num_bytes == 512
+    with pytest.raises(CapacityError, match="tier ram needs"):
+        allocate_packed_stores(table, sizes, host)

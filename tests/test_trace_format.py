@@ -333,3 +333,24 @@ def test_what_is_no_trace_is_refused_with_the_command_that_makes_one(tmp_path: P
     (tmp_path / "trace.json").write_text("{")
     with pytest.raises(TraceError, match="not JSON"):
         open_trace(tmp_path)
+
+
+def test_tokens_and_experts_are_the_columns_of_every_layer(tmp_path):
+    shape = make_shape(num_experts=8)
+    blocks = {
+        "code": make_block(shape, [0] * 9 + [1] * 7, decode=3),
+        "prose": make_block(shape, [2] * 8, decode=2, seed=1),
+    }
+    trace = make_trace(tmp_path / "made", blocks, shape)
+    for domain in (None, "prose"):
+        tokens = trace.tokens(domain)
+        for layer in shape.moe_layers:
+            routing = trace.routing(layer, domain)
+            for name in ("sequence", "position", "phase"):
+                assert getattr(tokens, name).tolist() == getattr(routing, name).tolist()
+            assert trace.experts(layer, domain).tolist() == routing.experts.tolist()
+    assert trace.tokens().domain.tolist() == [0] * 16 + [1] * 8
+    with pytest.raises(ValueError, match="layer 5"):
+        trace.experts(5)
+    with pytest.raises(ValueError, match="domain 'x'"):
+        trace.tokens("x")

@@ -47,29 +47,6 @@ def in_sample_covered(
     return covered(counts, np.broadcast_to(order, counts.shape), sizes)
 
 
-def deal_folds(
-    group_domain: NDArray[np.int64], folds: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """The fold of each group: shuffled inside its domain, then dealt round robin.
-
-    Dealing goes on from domain to domain, so that folds differ by at most one group in every
-    domain and in total. With fewer groups than folds every group is its own fold.
-
-    Args:
-        group_domain: [G] int64.
-        folds: at least 2.
-        rng: of the shuffle.
-
-    Returns:
-        [G] int64 in [0, min(folds, G)).
-    """
-    shuffled = rng.permutation(len(group_domain))
-    by_domain = shuffled[np.argsort(group_domain[shuffled], kind="stable")]
-    fold = np.empty(len(group_domain), np.int64)
-    fold[by_domain] = np.arange(len(group_domain)) % min(folds, len(group_domain))
-    return fold
-
-
 def training_orders(
     counts: NDArray[np.int64], bytes_of: NDArray[np.int64], fold: NDArray[np.int64]
 ) -> NDArray[np.int64]:

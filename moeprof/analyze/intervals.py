@@ -16,6 +16,7 @@ of whole document groups, drawn inside each domain, and t is Student's 0.975 qua
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,8 @@ def degrees_of_freedom(group_domain: NDArray[np.int64]) -> int:
 
 
 @cache
-def student_quantile(degrees: int) -> float:
-    """The 0.975 quantile of Student's t; NaN for no degrees of freedom.
+def student_quantile(degrees: int, outside: float = 0.05) -> float:
+    """The quantile of Student's t beyond whose two ends lies `outside`; NaN without degrees.
 
     Computed from the density with t = sqrt(degrees) tan(angle), under which it is proportional
     to cos(angle) ** (degrees - 1) (Abramowitz & Stegun, 26.7.3 and 26.7.4).
@@ -70,19 +71,23 @@ def student_quantile(degrees: int) -> float:
     angle = np.linspace(0, np.pi / 2, 100_001)
     density = np.cos(angle) ** (degrees - 1)
     mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    at = np.interp(0.95, mass / mass[-1], angle)
+    at = np.interp(1 - outside, mass / mass[-1], angle)
     return float(np.sqrt(degrees) * np.tan(at))
 
 
 def interval(
-    estimate: NDArray[np.float64], resampled: NDArray[np.float64], degrees: int
+    estimate: NDArray[np.float64],
+    resampled: NDArray[np.float64],
+    degrees: int,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> NDArray[np.float64]:
-    """Estimate with its 95 % interval, inside [0, 1].
+    """Estimate with its 95 % interval, inside `bounds`.
 
     Args:
-        estimate: [...] in [0, 1].
+        estimate: [...], inside `bounds`.
         resampled: [R, ...]; NaN where a resample could not be scored.
         degrees: from `degrees_of_freedom`.
+        bounds: least and greatest value that is possible.
 
     Returns:
         [3, ...] float64: estimate, low, high; low and high are NaN without degrees of freedom, and
@@ -95,8 +100,33 @@ def interval(
     spread = np.where(scored, resampled - mean, 0.0)
     variance = np.where(scored.sum(axis=0) < 2, np.nan, (spread**2).sum(axis=0) / used)
     half = student_quantile(degrees) * np.sqrt(variance)
-    low, high = np.clip(estimate - half, 0, 1), np.clip(estimate + half, 0, 1)
+    low, high = np.clip(estimate - half, *bounds), np.clip(estimate + half, *bounds)
     return np.stack([estimate, low, high])
+
+
+def ratio(
+    weights: NDArray[np.float64],
+    part: NDArray[Any],
+    whole: NDArray[Any],
+    degrees: int,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> NDArray[np.float64]:
+    """A ratio of two sums over documents with its 95 % interval.
+
+    Args:
+        weights: [R, G], from `resampling_weights`.
+        part: [G, ...].
+        whole: [G, ...], of the same shape.
+        degrees: from `degrees_of_freedom`.
+        bounds: as in `interval`.
+
+    Returns:
+        [3, ...] float64: estimate, low, high; NaN where `whole` is zero.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0: nothing to divide
+        estimate = part.sum(axis=0) / whole.sum(axis=0)
+        resampled = np.tensordot(weights, part, axes=1) / np.tensordot(weights, whole, axes=1)
+    return interval(estimate, resampled, degrees, bounds)
 
 
 def resampled_share(

@@ -54,8 +54,8 @@ def transfer(samples: Sequence[Sample]) -> NDArray[np.float64]:
     num_domains = len(samples)
     result = np.full((3, num_domains, num_domains), np.nan)
     for row, source in enumerate(samples):
-        chosen = _training_sets(source)
-        resampled = _resampled_sets(source)
+        chosen = training_sets(source)
+        resampled = resampled_sets(source)
         for column, target in enumerate(samples):
             if row == column:
                 at = target.curve_shares.index(target.settings.share)
@@ -71,7 +71,7 @@ def transfer(samples: Sequence[Sample]) -> NDArray[np.float64]:
     return result
 
 
-def _training_sets(sample: Sample) -> NDArray[np.float64]:
+def training_sets(sample: Sample) -> NDArray[np.float64]:
     """[num_cells] float64: in what part of the folds' training sets a cell is hot."""
     bytes_of = _flat_bytes(sample)
     size = _size(sample)
@@ -84,7 +84,7 @@ def _training_sets(sample: Sample) -> NDArray[np.float64]:
     return mean
 
 
-def _resampled_sets(sample: Sample) -> NDArray[np.float32]:
+def resampled_sets(sample: Sample) -> NDArray[np.float32]:
     """[R, num_cells] float32: as `_training_sets`, in every resample."""
     bytes_of = _flat_bytes(sample)
     size = _size(sample)

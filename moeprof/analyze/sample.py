@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.analyze import intervals
 from moeprof.analyze.coverage import (
-    deal_folds,
     held_out_covered,
     in_sample_covered,
     share_of,
@@ -18,6 +18,7 @@ from moeprof.analyze.floor import floor_coverage, num_simulations, uniform_count
 from moeprof.analyze.hot_sets import cell_bytes, hot_set_size
 from moeprof.analyze.settings import BOTH_PHASES, OVERALL, SHARES, AnalysisSettings
 from moeprof.trace.counts import CellCounts
+from moeprof.trace.folds import deal_folds
 from moeprof.trace.schema import PHASES
 
 _CURVE_POINTS = 50
@@ -47,6 +48,7 @@ class Sample:
         settings: folds, resamples and seed.
         counts: [G, L, E] int64, only of groups with an assignment; G may be 0.
         group_domain: [G] int64.
+        groups: [G] int64, where these groups stand among those of the counts.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Sample:
         kept = kept & (counts.sum(axis=(1, 2)) > 0)
         self.counts: NDArray[np.int64] = counts[kept]
         self.group_domain: NDArray[np.int64] = cells.group_domain[kept]
+        self.groups: NDArray[np.int64] = np.flatnonzero(kept)
         # Seeded by what it is, so that a domain's numbers do not depend on what else was asked.
         self._seed = [settings.seed, (*PHASES, BOTH_PHASES).index(phase), key]
 
@@ -87,7 +90,7 @@ class Sample:
     @cached_property
     def fold(self) -> NDArray[np.int64]:
         """[G] int64, the fold of each group."""
-        return deal_folds(self.group_domain, self.settings.folds, self._rng("folds"))
+        return deal_folds(self.group_domain, self.settings.folds, self.rng("folds"))
 
     @property
     def num_folds(self) -> int:
@@ -97,7 +100,7 @@ class Sample:
     @cached_property
     def weights(self) -> NDArray[np.float64]:
         """[R, G] float64, how often each group counts in each bootstrap resample."""
-        rng = self._rng("resamples")
+        rng = self.rng("resamples")
         return intervals.resampling_weights(self.group_domain, self.settings.resamples, rng)
 
     @cached_property
@@ -108,7 +111,7 @@ class Sample:
             self.shape.num_experts,
             self.shape.top_k,
             num_simulations(self.shape.num_cells),
-            self._rng("floor"),
+            self.rng("floor"),
         )
 
     def model_coverage(self, shares: tuple[float, ...]) -> CoverageLines:
@@ -130,6 +133,24 @@ class Sample:
     def layer_coverage(self, share: float) -> CoverageLines:
         """Coverage of a hot set of the same share in every layer; P is L, S is 1."""
         return self._coverage((share,), self.shape.num_moe_layers)
+
+    def ratio(
+        self,
+        part: NDArray[Any],
+        whole: NDArray[Any],
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> NDArray[np.float64]:
+        """A ratio of sums over this sample's groups with its 95 % interval.
+
+        Args:
+            part: [G, ...].
+            whole: [G, ...], of the same shape.
+            bounds: least and greatest value that is possible.
+
+        Returns:
+            [3, ...] float64: estimate, low, high.
+        """
+        return intervals.ratio(self.weights, part, whole, self.degrees, bounds)
 
     def _coverage(self, shares: tuple[float, ...], pools: int) -> CoverageLines:
         cells = self.shape.num_cells // pools
@@ -162,6 +183,7 @@ class Sample:
         resampled = intervals.resampled_held_out(self.weights, counts, bytes_of, self.fold, sizes)
         return intervals.interval(estimate, resampled, self.degrees)
 
-    def _rng(self, purpose: str) -> np.random.Generator:
-        purposes = ("folds", "resamples", "floor")
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator of its own for each purpose, so that one does not depend on another."""
+        purposes = ("folds", "resamples", "floor", "drift", "learning")
         return np.random.default_rng([*self._seed, purposes.index(purpose)])

@@ -9,6 +9,16 @@ from moeprof.trace.schema import PHASES
 OVERALL = "all domains"
 BOTH_PHASES = "all"
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.15, 0.20, 0.30, 0.50)
+SECTIONS = (
+    "coverage",
+    "skew",
+    "locality",
+    "prediction",
+    "coactivation",
+    "domains",
+    "drift",
+    "sufficiency",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,9 @@ class AnalysisSettings:
             with fewer documents gets as many folds as it has documents.
         resamples: bootstrap resamples behind each interval, at least 2. They serve to estimate a
             standard deviation, which 200 do to within 5 % (1 / sqrt(2 x 200)).
-        seed: of the folds, the resamples and the simulated floor.
+        tolerance: coverage to within which a trace should decide, in (0, 1).
+        sections: which of `SECTIONS` to compute.
+        seed: of everything random.
     """
 
     domain: str | None = None
@@ -31,6 +43,8 @@ class AnalysisSettings:
     share: float = 0.2
     folds: int = 5
     resamples: int = 200
+    tolerance: float = 0.02
+    sections: tuple[str, ...] = SECTIONS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,5 +57,14 @@ class AnalysisSettings:
             raise ValueError(f"folds must be at least 2, got {self.folds}")
         if self.resamples < 2:
             raise ValueError(f"resamples must be at least 2, got {self.resamples}")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be in (0, 1), got {self.tolerance}")
+        unknown = set(self.sections) - set(SECTIONS)
+        if unknown or not self.sections:
+            raise ValueError(f"sections {self.sections}, expected some of {', '.join(SECTIONS)}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+
+    def has(self, section: str) -> bool:
+        """Whether a section was asked for."""
+        return section in self.sections

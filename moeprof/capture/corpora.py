@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from moeprof.errors import TraceError
 
 CHAT_COLUMN = "messages"
+_STANDARD_INPUT = "-"
 TABLE_SUFFIXES = frozenset({".jsonl", ".parquet", ".csv"})
 _SUFFIX_WORDS = (
     ".txt .md .rst .tex .org .adoc .html .htm .xml .json .yaml .yml .toml .ini .cfg .log .srt "
@@ -49,20 +50,48 @@ class RawDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """One source of text that the user gave.
+
+    Attributes:
+        name: as given.
+        files: what it stands for, in order; None for the hub and for standard input.
+    """
+
+    name: str
+    files: tuple[Path, ...] | None
+
+    @classmethod
+    def find(cls, name: str) -> "Source":
+        """The source of a name; folders and globs are walked here and nowhere else.
+
+        Raises:
+            TraceError: there is no such file, or nothing in the folder.
+        """
+        is_local = name != _STANDARD_INPUT and not name.startswith("hub:")
+        return cls(name, _files_of(name) if is_local else None)
+
+
+@dataclass(frozen=True, slots=True)
 class CorpusDomain:
     """One domain of a corpus.
 
     Attributes:
         name: the domain; also the name of its folder in the trace.
-        sources: what the user gave for it.
+        found: what the user gave for it, and what is there.
         text_column: column of tables that holds the text or the messages.
         num_bytes: size of its text files; None where it cannot be known beforehand.
     """
 
     name: str
-    sources: tuple[str, ...]
+    found: tuple[Source, ...]
     text_column: str
     num_bytes: int | None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the user gave."""
+        return tuple(source.name for source in self.found)
 
     def documents(self) -> Iterator[RawDocument]:
         """The domain's documents in their fixed order.
@@ -70,7 +99,7 @@ class CorpusDomain:
         Raises:
             TraceError: a source cannot be read, is not UTF-8 or lacks the text column.
         """
-        for source in self.sources:
+        for source in self.found:
             yield from _documents_of(source, self.text_column)
 
 
@@ -92,26 +121,27 @@ def open_corpus(data: Iterable[str], text_column: str) -> tuple[CorpusDomain, ..
     for argument in data:
         name, source = _split_domain(argument)
         sources.setdefault(name, []).append(source)
-    if sum(entry.count("-") for entry in sources.values()) > 1:
+    if sum(entry.count(_STANDARD_INPUT) for entry in sources.values()) > 1:
         raise TraceError(
             "-: standard input can be read only once", "write one of them to a file first"
         )
     domains = []
     for name, entries in sources.items():
-        _refuse_repeated(entries)
-        sizes = [_check_source(source, text_column) for source in entries]
+        found = tuple(Source.find(entry) for entry in entries)
+        _refuse_repeated(found)
+        sizes = [_check_source(source, text_column) for source in found]
         known = [size for size in sizes if size is not None]
         size = sum(known) if len(known) == len(sizes) else None
-        domains.append(CorpusDomain(name, tuple(entries), text_column, size))
+        domains.append(CorpusDomain(name, found, text_column, size))
     return tuple(domains)
 
 
-def _refuse_repeated(sources: list[str]) -> None:
+def _refuse_repeated(sources: tuple[Source, ...]) -> None:
     """A document that counts twice would be held out from itself."""
     seen: set[Path | str] = set()
     for source in sources:
-        is_local = source != "-" and not source.startswith("hub:")
-        for document in map(Path.resolve, _files_of(source)) if is_local else [source]:
+        documents = [source.name] if source.files is None else map(Path.resolve, source.files)
+        for document in documents:
             if document in seen:
                 raise TraceError(
                     f"{printable(str(document))}: given twice in one domain",
@@ -136,7 +166,7 @@ def _split_domain(argument: str) -> tuple[str, str]:
                 "DOMAIN=DATA takes letters, digits, '.', '_' and '-' before the '='",
             )
         return name, source
-    if argument == "-":
+    if argument == _STANDARD_INPUT:
         return "stdin", argument
     if argument.startswith("hub:"):
         base = argument.split(":")[1].rstrip("/").rsplit("/", 1)[-1]
@@ -152,14 +182,14 @@ def _is_glob(source: str) -> bool:
     return any(letter in source for letter in "*?[") and not Path(source).exists()
 
 
-def _files_of(source: str) -> list[Path]:
+def _files_of(source: str) -> tuple[Path, ...]:
     path = Path(source)
     if path.is_file():
-        return [path]
+        return (path,)
     if path.is_dir():
-        files = sorted(
+        files = tuple(
             file
-            for file in path.rglob("*")
+            for file in sorted(path.rglob("*"))
             if file.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES
             and file.is_file()
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
@@ -172,20 +202,19 @@ def _files_of(source: str) -> list[Path]:
         return files
     if _is_glob(source):
         names = glob(source, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute one)
-        files = sorted(Path(name) for name in names)
-        files = [file for file in files if file.is_file()]
+        files = tuple(file for file in sorted(map(Path, names)) if file.is_file())
         if files:
             return files
         raise TraceError(f"{source}: no file matches", "check the pattern, and quote it")
     raise TraceError(f"{source}: no such file or folder", "data of the hub is named hub:NAME")
 
 
-def _check_source(source: str, text_column: str) -> int | None:
+def _check_source(source: Source, text_column: str) -> int | None:
     """Refuse what cannot be read; the size of the text where all of it is text files."""
-    if source == "-" or source.startswith("hub:"):
+    if source.files is None:
         return None
     total: int | None = 0
-    for file in _files_of(source):
+    for file in source.files:
         suffix = file.suffix.lower()
         if suffix in TABLE_SUFFIXES:
             next(_documents_of_table(file, text_column), None)
@@ -196,14 +225,14 @@ def _check_source(source: str, text_column: str) -> int | None:
     return total
 
 
-def _documents_of(source: str, text_column: str) -> Iterator[RawDocument]:
-    if source == "-":
+def _documents_of(source: Source, text_column: str) -> Iterator[RawDocument]:
+    if source.name == _STANDARD_INPUT:
         yield RawDocument("stdin", _decode(sys.stdin.buffer.read(), "standard input"))
         return
-    if source.startswith("hub:"):
-        yield from _documents_of_hub(source, text_column)
+    if source.files is None:
+        yield from _documents_of_hub(source.name, text_column)
         return
-    for file in _files_of(source):
+    for file in source.files:
         if file.suffix.lower() in TABLE_SUFFIXES:
             yield from _documents_of_table(file, text_column)
         else:

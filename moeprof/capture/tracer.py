@@ -256,6 +256,12 @@ def _metadata(
 def _resumed(existing: Trace, wanted: schema.TraceMetadata) -> schema.TraceMetadata:
     """What the trace holds already, once everything that was asked for equals it."""
     found = existing.metadata
+    if found.origin is not None:
+        raise TraceError(
+            f"{existing.path}: was imported from {found.origin.format}, only a trace recorded by "
+            "moeprof can be resumed",
+            "trace into another output, or replace it with --force",
+        )
     changed = []
     if found.model.fingerprint != wanted.model.fingerprint:
         changed.append("the model")

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
+from moeprof.checkpoint.dense_layers import (
+    STORED,
+    dequantizing_bytes,
+    quantizable_linears,
+    quantized_bytes,
+)
 from moeprof.checkpoint.memory import kv_cache_bytes, workspace_bytes
 from moeprof.checkpoint.modules import find_moe_layers
-from moeprof.checkpoint.packed_shape import packed_shape
+from moeprof.checkpoint.packed_shape import PackableExperts
 from moeprof.checkpoint.reader import Checkpoint, read_checkpoint
 from moeprof.checkpoint.skeleton import build_skeleton, load_config
+from moeprof.checkpoint.weights import element_type
 from moeprof.plan import ModelFacts, PlanRequest
 
 
@@ -23,19 +30,31 @@ def model_facts(model: str | Path, request: PlanRequest) -> ModelFacts:
     """
     checkpoint = read_checkpoint(model)
     context, batch = request.context_tokens, request.batch_size
+    saved, working = _dense_in(checkpoint, request.dense_format)
     return ModelFacts(
         name=str(model),
         fingerprint=checkpoint.fingerprint,
         shape=checkpoint.shape,
         expert_bytes=_expert_bytes(checkpoint, request.weight_format),
-        dense_bytes=checkpoint.dense_loaded_bytes,
+        dense_bytes=checkpoint.dense_loaded_bytes - saved,
         kv_cache_bytes=kv_cache_bytes(checkpoint, context, batch),
-        workspace_bytes=workspace_bytes(checkpoint, context, batch),
+        workspace_bytes=workspace_bytes(checkpoint, context, batch) + working,
     )
+
+
+def _dense_in(checkpoint: Checkpoint, dense_format: str) -> tuple[int, int]:
+    """Bytes that a format of linear layers saves, and those that it works in."""
+    if dense_format == STORED:
+        return 0, 0
+    dtype = element_type(checkpoint.compute_dtype)
+    skeleton = build_skeleton(load_config(checkpoint.path), dtype)
+    linears = quantizable_linears(skeleton, find_moe_layers(skeleton))
+    saved = sum(linear.weight.nbytes - quantized_bytes(linear) for linear in linears.values())
+    return saved, dequantizing_bytes(linears)
 
 
 def _expert_bytes(checkpoint: Checkpoint, weight_format: str | None) -> tuple[int, ...]:
     if weight_format is None:
         return checkpoint.shape.expert_bytes
     modules = find_moe_layers(build_skeleton(load_config(checkpoint.path)))
-    return tuple(packed_shape(experts, weight_format).num_bytes for experts in modules)
+    return tuple(PackableExperts.of(experts, weight_format).shape.num_bytes for experts in modules)

@@ -1,10 +1,11 @@
-"""Sizes of a layer's experts, packed for the kernels."""
+"""What the kernels need to know of a layer's experts, and their sizes packed."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import nn
 
-from moeprof.checkpoint.expert_layout import read_gating, read_layout
+from moeprof.checkpoint.expert_layout import ExpertLayout, Gating, read_gating, read_layout
 from moeprof.checkpoint.modules import ExpertsModule, num_experts
 from moeprof.errors import UnsupportedModelError
 from moeprof.native import expert_bytes
@@ -33,32 +34,49 @@ class PackedShape:
         return expert_bytes(self.hidden_size, self.width, self.weight_format, self.has_biases)
 
 
-def packed_shape(experts: ExpertsModule, weight_format: str) -> PackedShape:
-    """The sizes of a layer's experts in a format of the kernels.
+@dataclass(frozen=True, slots=True)
+class PackableExperts:
+    """What the kernels need to know of the experts of one layer.
 
-    Args:
-        experts: an experts module, with or without weights.
-        weight_format: `q8_0`, `q4_0` or `bf16`.
-
-    Raises:
-        UnsupportedModelError: the kernels cannot compute these experts.
+    Attributes:
+        layout: how the module lays out its parameters.
+        gating: its gated unit.
+        shape: sizes of a packed expert.
+        width: of the experts (F) in the module.
     """
-    layout = read_layout(experts.module)
-    read_gating(experts.module, layout)
-    hidden, width = matrix_sizes(experts)
-    if hidden % BLOCK_SIZE:
-        raise UnsupportedModelError(
-            f"{experts.name}: hidden size {hidden} is no multiple of {BLOCK_SIZE}, which the "
-            "kernels need",
-            "compute it with torch instead: --format stored",
-        )
-    padded = -(-width // BLOCK_SIZE) * BLOCK_SIZE
-    return PackedShape(hidden, padded, weight_format, layout.has_bias)
+
+    layout: ExpertLayout
+    gating: Gating
+    shape: PackedShape
+    width: int
+
+    @classmethod
+    def of(cls, experts: ExpertsModule, weight_format: str) -> Self:
+        """What an experts module says, read and probed once.
+
+        Args:
+            experts: the module, with or without weights.
+            weight_format: `q8_0`, `q4_0` or `bf16`.
+
+        Raises:
+            UnsupportedModelError: the kernels cannot compute these experts.
+        """
+        layout = read_layout(experts.module)
+        gating = read_gating(experts.module, layout)
+        hidden, width = _matrix_sizes(experts, layout)
+        if hidden % BLOCK_SIZE:
+            raise UnsupportedModelError(
+                f"{experts.name}: hidden size {hidden} is no multiple of {BLOCK_SIZE}, which the "
+                "kernels need",
+                "compute it with torch instead: --format stored",
+            )
+        padded = -(-width // BLOCK_SIZE) * BLOCK_SIZE
+        shape = PackedShape(hidden, padded, weight_format, layout.has_bias)
+        return cls(layout, gating, shape, width)
 
 
-def matrix_sizes(experts: ExpertsModule) -> tuple[int, int]:
+def _matrix_sizes(experts: ExpertsModule, layout: ExpertLayout) -> tuple[int, int]:
     """Hidden size (H) and width (F) of a layer's experts, as their module has them."""
-    layout = read_layout(experts.module)
     shapes = parameter_shapes(experts, layout.parameter_names)
     first, second = shapes[layout.parameter_names[1]]
     return (second, first) if layout.is_transposed else (first, second)

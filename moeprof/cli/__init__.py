@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from moeprof.cli.advise import advise
 from moeprof.cli.analyze import analyze
 from moeprof.cli.bench import bench
+from moeprof.cli.compare import compare
 from moeprof.cli.demo import demo
 from moeprof.cli.hardware import hardware
+from moeprof.cli.import_ import import_
 from moeprof.cli.inspect import inspect
 from moeprof.cli.plan import plan
+from moeprof.cli.report import report
 from moeprof.cli.run import run
+from moeprof.cli.simulate import simulate
 from moeprof.cli.trace import trace
 from moeprof.errors import MoeprofError
 
@@ -32,7 +37,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-COMMANDS = (trace, inspect, analyze, hardware, plan, run, bench, demo)
+COMMANDS = (
+    trace,
+    import_,
+    inspect,
+    analyze,
+    advise,
+    compare,
+    report,
+    hardware,
+    simulate,
+    plan,
+    run,
+    bench,
+    demo,
+)
 
 
 def _help(command: Callable[..., None]) -> str:
@@ -42,7 +61,7 @@ def _help(command: Callable[..., None]) -> str:
 
 
 for _command in COMMANDS:
-    app.command(help=_help(_command))(_command)
+    app.command(_command.__name__.rstrip("_"), help=_help(_command))(_command)
 
 
 def main(args: Sequence[str] | None = None) -> None:

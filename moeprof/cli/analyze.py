@@ -27,6 +27,18 @@ def analyze(
     share: Annotated[
         float, typer.Option(min=0.0001, max=1.0, help="Share of cells in a hot set.")
     ] = 0.2,
+    section: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECTION",
+            help="Compute only this, and show all of it: coverage, skew, locality, prediction, "
+            "coactivation, domains, drift or sufficiency; can be repeated. [default: all]",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0.001, max=0.5, help="Coverage to within which the trace should decide."),
+    ] = 0.02,
     folds: Annotated[int, typer.Option(min=2, help="Folds for held-out coverage.")] = 5,
     resamples: Annotated[
         int, typer.Option(min=2, help="Bootstrap resamples behind each interval.")
@@ -46,14 +58,24 @@ def analyze(
     Example:
         moeprof analyze traces/demo --plots plots/demo
     """
-    from moeprof.analyze import AnalysisSettings
+    from moeprof.analyze import SECTIONS, AnalysisSettings
     from moeprof.analyze import analyze as make_analysis
     from moeprof.trace import open_trace
 
     if phase is not None and phase not in ("prefill", "decode", "all"):
         raise typer.BadParameter(f"{phase!r} is not one of prefill, decode, all")
+    unknown = set(section or ()) - set(SECTIONS)
+    if unknown:
+        raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(SECTIONS)}")
     settings = AnalysisSettings(
-        domain=domain, phase=phase, share=share, folds=folds, resamples=resamples, seed=seed
+        domain=domain,
+        phase=phase,
+        share=share,
+        folds=folds,
+        resamples=resamples,
+        tolerance=tolerance,
+        sections=tuple(dict.fromkeys(section)) if section else SECTIONS,
+        seed=seed,
     )
     opened = open_trace(trace)
     if plots is not None:

@@ -11,10 +11,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from moeprof.cli.options import Force, Json, Seed, read_text, table_console
-from moeprof.cli.progress import LoadBars
+from moeprof.cli.progress import load_shown
 from moeprof.errors import CapacityError
 
 if TYPE_CHECKING:
+    from moeprof.runtime import LoadOptions
     from moeprof.runtime.bench import Case, Figure
     from moeprof.runtime.model import LoadedModel
 
@@ -65,24 +66,27 @@ def bench(
         moeprof bench --placement placements/demo.json
     """
     from moeprof.placement import check_free, read_placement, write_whole
-    from moeprof.runtime import load
     from moeprof.runtime.bench import BenchPlan, cases_of
     from moeprof.runtime.bench import bench as measure
 
     if output is not None:
         check_free(output, force)
     plan = read_placement(placement)
-    with LoadBars(as_json) as bars:
-        loaded = load(
-            plan,
-            model,
-            device=device,
-            dtype=dtype,
-            weight_format=weight_format or (None if plan.planned_formats else "bf16"),
-            num_threads=threads,
-            movable=True,
-            progress=bars.advance,
+    context = plan.budget.context_tokens
+    if prompt_tokens + decode_tokens > context:
+        raise CapacityError(
+            f"bench: {prompt_tokens} prompt and {decode_tokens} decode tokens, the placement was "
+            f"planned for a context of {context}",
+            f"lower both, or plan again with --context {prompt_tokens + decode_tokens}",
         )
+    options: LoadOptions = {
+        "device": device,
+        "dtype": dtype,
+        "weight_format": weight_format or (None if plan.planned_formats else "bf16"),
+        "num_threads": threads,
+        "movable": True,
+    }
+    loaded = load_shown(plan, model, options, quiet=as_json)
     fed = _token_ids(loaded, text, prompt_tokens + decode_tokens)
     cases = cases_of(plan, loaded.experts.expert_bytes, seed)
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -45,17 +45,26 @@ def hardware(
         typer.echo(profile.to_json(), nl=False)
     typer.echo(f"machine    {profile.name}", err=True)
     for tier, facts in profile.tiers.items():
-        times = ", ".join(
-            f"one {stored} expert {format_duration(time.fixed_s)} + "
-            f"{format_duration(time.s_per_byte * 2**20)} per MiB"
-            for stored, time in facts.expert_time.items()
-        )
         typer.echo(
             f"{tier:10} {format_size(facts.capacity_bytes)}, "
-            f"{format_size(facts.read_bytes_per_s)}/s, {times}",
+            f"{format_size(facts.read_bytes_per_s)}/s",
             err=True,
         )
-    typer.echo(
-        f"layer      {format_duration(profile.dense_time.fixed_s)} outside experts", err=True
-    )
+        for stored, token in facts.expert_time.items():
+            batch = facts.expert_batch_time[stored]
+            typer.echo(
+                f"  {stored:8} one expert: {format_duration(token.fixed_s)} + "
+                f"{format_duration(token.s_per_byte * 2**20)} per MiB; of a batch: "
+                f"{format_duration(batch.fixed_s)} + "
+                f"{format_duration(batch.s_per_byte * 2**20)} per MiB + "
+                f"{format_duration(batch.s_per_token)} per token",
+                err=True,
+            )
+    dense, batch_dense = profile.dense_time, profile.dense_batch_time
+    typer.echo(f"layer      {format_duration(dense.fixed_s)} outside experts", err=True)
+    if batch_dense is not None:
+        typer.echo(
+            f"prompt     {format_duration(batch_dense.s_per_token)} per token outside experts",
+            err=True,
+        )
     typer.echo(f"wrote {output}", err=True)

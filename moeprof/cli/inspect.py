@@ -1,11 +1,14 @@
 """`moeprof inspect`: what a trace holds, and whether it is intact."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moeprof.cli.options import Json, TraceArgument
+
+if TYPE_CHECKING:
+    from moeprof.trace.origin import Origin
 
 
 def inspect(
@@ -35,6 +38,8 @@ def inspect(
         f"{shape.num_experts} experts, top-{shape.top_k}"
     )
     capture = metadata.capture
+    if metadata.origin is not None:
+        _print_origin(metadata.origin)
     typer.echo(
         f"capture    {capture.dtype} on {capture.device}, context of {capture.sequence_length}, "
         f"{'with' if capture.weights else 'without'} weights"
@@ -48,4 +53,13 @@ def inspect(
     if not metadata.complete:
         typer.echo("unfinished: repeat the trace command with --resume", err=True)
     if verify:
-        typer.echo("verified: hashes, ids and sums are right", err=True)
+        what = "hashes, ids and sums" if opened.has_rows else "hash and sums of the counts"
+        typer.echo(f"verified: {what} are right", err=True)
+
+
+def _print_origin(origin: "Origin") -> None:
+    from moeprof.trace.origin import UNSAID
+
+    typer.echo(f"origin     {origin.format}: {', '.join(origin.files)}")
+    for word in origin.missing:
+        typer.echo(f"  {word:<12} it does not say {UNSAID[word]}")

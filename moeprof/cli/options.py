@@ -15,6 +15,23 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that a
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 
+RunFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Format to run the experts in: q4_0, q8_0 or bf16. [default: left open, sized as in "
+        "the checkpoint]",
+    ),
+]
+
+
+def check_format(weight_format: str | None) -> None:
+    """Refuse what `--format` does not know."""
+    from moeprof.native.reference import BLOCK_BYTES
+
+    if weight_format is not None and weight_format not in BLOCK_BYTES:
+        raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
+
 
 def table_console() -> Console:
     """Standard output for tables: as wide as the terminal, or wide enough where it is none."""

@@ -5,10 +5,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Force, Json, Seed, TraceArgument, table_console
+from moeprof.cli.machine import (
+    DeviceContext,
+    GpuName,
+    Hardware,
+    NvmeClass,
+    RamName,
+    device_context_bytes,
+    machine,
+)
+from moeprof.cli.options import (
+    Force,
+    Json,
+    RunFormat,
+    Seed,
+    TraceArgument,
+    check_format,
+    table_console,
+)
 
 if TYPE_CHECKING:
-    from moeprof.hardware import HardwareProfile
     from moeprof.placement import Placement
 
 
@@ -23,9 +39,10 @@ def plan(
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Sequences the KV cache must hold.")
     ] = 1,
-    hardware: Annotated[
-        Path | None, typer.Option(help="Hardware profile; without one no speed is predicted.")
-    ] = None,
+    hardware: Hardware = None,
+    gpu: GpuName = None,
+    ram: RamName = None,
+    nvme: NvmeClass = None,
     phase: Annotated[
         str | None,
         typer.Option(
@@ -34,21 +51,11 @@ def plan(
         ),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds for held-out figures.")] = 5,
-    weight_format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="Format to run the experts in: q4_0, q8_0 or bf16. [default: left open, sized "
-            "as in the checkpoint]",
-        ),
-    ] = None,
-    device_context: Annotated[
-        str | None,
-        typer.Option(
-            help="VRAM the driver takes. [default: of the hardware profile, else measured "
-            "on a CUDA device, 0 without one]"
-        ),
-    ] = None,
+    weight_format: RunFormat = None,
+    dense_format: Annotated[
+        str, typer.Option(help="Format to run linear layers outside the experts in: q8_0, stored.")
+    ] = "stored",
+    device_context: DeviceContext = None,
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write. [default: OUTPUT with .png]")
     ] = None,
@@ -59,15 +66,15 @@ def plan(
     r"""Decide which experts live in VRAM under one budget, and say what to expect.
 
     The budget is for everything: weights outside the experts, KV cache, workspace and device
-    context; what remains is for experts. No weights are loaded.
+    context; what remains is for experts. No weights are loaded. Speed is predicted for a machine:
+    a measured one (--hardware), or one from data sheets (--gpu and --ram).
 
     Example:
         moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 \
             --device-context 0 -o plan.json
     """
+    from moeprof.checkpoint.dense_layers import DENSE_FORMATS
     from moeprof.checkpoint.facts import model_facts
-    from moeprof.hardware import read_hardware
-    from moeprof.native.reference import BLOCK_BYTES
     from moeprof.placement import check_free, placement_text, write_placement, write_whole
     from moeprof.plan import PHASE_CHOICES, PlanRequest
     from moeprof.plan import plan as make_plan
@@ -76,24 +83,26 @@ def plan(
 
     if phase is not None and phase not in PHASE_CHOICES:
         raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASE_CHOICES)}")
-    if weight_format is not None and weight_format not in BLOCK_BYTES:
-        raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
+    check_format(weight_format)
+    if dense_format not in DENSE_FORMATS:
+        raise typer.BadParameter(f"{dense_format!r} is not one of {', '.join(DENSE_FORMATS)}")
     picture = plot or output.with_suffix(".png")
     if picture == output:
         raise typer.BadParameter(f"{output} cannot hold both manifest and picture; name it .json")
     check_free(output, force)
     check_free(picture, force)
-    profile = None if hardware is None else read_hardware(hardware)
+    profile = machine(hardware, gpu, ram, nvme)
     request = PlanRequest(
         vram_bytes=parse_size(vram),
         context_tokens=context,
         batch_size=batch,
-        device_context_bytes=_device_context_bytes(device_context, profile),
+        device_context_bytes=device_context_bytes(device_context, profile),
         phase=phase,
         folds=folds,
         seed=seed,
         hardware=profile,
         weight_format=weight_format,
+        dense_format=dense_format,
     )
     opened = open_trace(trace)
     placement = make_plan(opened, model_facts(model, request), request)
@@ -121,23 +130,3 @@ def _picture(placement: "Placement") -> bytes:
 
     title = placement_title(placement)
     return png(placement_figure(placement.tier_of, placement.model.moe_layers, title))
-
-
-def _device_context_bytes(given: str | None, profile: "HardwareProfile | None") -> int:
-    """Bytes of the device context, and a line on where the figure comes from."""
-    import torch
-
-    from moeprof.runtime.measurement import device_context_bytes
-    from moeprof.units import format_size, parse_size
-
-    if given is not None:
-        size, source = parse_size(given), "as given"
-    elif profile is not None:
-        size, source = profile.device_context_bytes, f"of hardware profile {profile.name}"
-    elif torch.cuda.is_available():
-        size, source = device_context_bytes(torch.device("cuda")), "measured on this device"
-    else:
-        size = 0
-        source = "no CUDA device here; for a card elsewhere give --device-context, about 700MiB"
-    typer.echo(f"device context: {format_size(size)}, {source}", err=True)
-    return size

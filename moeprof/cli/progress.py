@@ -2,7 +2,7 @@
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +16,10 @@ from rich.progress import (
 )
 
 from moeprof.units import format_duration
+
+if TYPE_CHECKING:
+    from moeprof.placement import Placement
+    from moeprof.runtime import LoadedModel, LoadOptions
 
 _PLAIN_LINE_SECONDS = 10.0
 
@@ -114,3 +118,14 @@ class LoadBars(_Bars):
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total)
         self._bar.update(self._tasks[what], completed=done)
+
+
+def load_shown(
+    plan: "Placement", model: str | None, options: "LoadOptions", quiet: bool
+) -> "LoadedModel":
+    """Load a model as `moeprof.runtime.load` does, with bars; see `LoadBars`."""
+    from moeprof.runtime import load
+
+    with LoadBars(quiet) as bars:
+        options["progress"] = bars.advance
+        return load(plan, model, **options)

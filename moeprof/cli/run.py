@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from moeprof.cli.options import Json, Seed, read_text
-from moeprof.cli.progress import LoadBars
+from moeprof.cli.progress import load_shown
 from moeprof.errors import MoeprofError
 
 if TYPE_CHECKING:
     from moeprof.placement import Placement
-    from moeprof.runtime import LoadedModel, LoadOptions, RunReport, Sampling, Session
+    from moeprof.runtime import LoadOptions, RunReport, Sampling, Session
 
 
 def run(
@@ -59,6 +59,10 @@ def run(
             "[default: the plan's; if it leaves that open, bf16 for a bfloat16 model, else stored]",
         ),
     ] = None,
+    dense_format: Annotated[
+        str,
+        typer.Option(help="Of linear layers outside the experts: q8_0, or stored for --dtype."),
+    ] = "stored",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -77,6 +81,10 @@ def run(
     ] = None,
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="On CUDA, decode without compiling layers first.")
+    ] = False,
+    layer_times: Annotated[
+        bool,
+        typer.Option("--layer-times", help="Report where the time of decoding goes, per layer."),
     ] = False,
     seed: Seed = 0,
     as_json: Json = False,
@@ -102,7 +110,9 @@ def run(
         "device": device,
         "dtype": dtype,
         "weight_format": weight_format,
+        "dense_format": dense_format,
         "num_threads": threads,
+        "layer_times": layer_times,
         "store": store,
         "tell": lambda line: typer.echo(line, err=True),
     }
@@ -111,7 +121,7 @@ def run(
     else:
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         text = prompt if prompt_file is None else read_text(prompt_file, "--prompt-file")
-        session = Session(_load(plan, model, options, quiet=as_json), compiled=not no_compile)
+        session = Session(load_shown(plan, model, options, quiet=as_json), compiled=not no_compile)
         for note in session.sequence.notes:
             typer.echo(f"note: {note}", err=True)
         if text is None:
@@ -125,16 +135,6 @@ def run(
         raise typer.Exit(1)
 
 
-def _load(
-    plan: "Placement", model: str | None, options: "LoadOptions", quiet: bool
-) -> "LoadedModel":
-    from moeprof.runtime import load
-
-    with LoadBars(quiet) as bars:
-        options["progress"] = bars.advance
-        return load(plan, model, **options)
-
-
 def _replay(
     plan: "Placement", spec: str, model: str | None, options: "LoadOptions", quiet: bool
 ) -> "RunReport":
@@ -144,7 +144,7 @@ def _replay(
     options = {**options, "within_budget": False}
     if options["dtype"] == "auto":
         options = {**options, "dtype": selection.trace.metadata.capture.dtype}
-    loaded = _load(plan, model, options, quiet)
+    loaded = load_shown(plan, model, options, quiet)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replay", total=None)
         return replay(

@@ -8,9 +8,10 @@ from rich.table import Table
 
 from moeprof.placement.manifest import Estimate
 from moeprof.runtime.formats import STORED
+from moeprof.runtime.layer_times import LayerTime, LayerTimes
 from moeprof.runtime.report import HOST_ONLY, ReplayReport, RunReport
 from moeprof.runtime.vram import VramReport
-from moeprof.units import format_size
+from moeprof.units import format_ms, format_size
 
 
 def print_report(report: RunReport, console: Console) -> None:
@@ -21,6 +22,8 @@ def print_report(report: RunReport, console: Console) -> None:
     if report.vram is not None:
         console.print(_vram(report.vram), highlight=False, soft_wrap=True)
     console.print(_phases(report))
+    if report.layer_times is not None:
+        _print_layer_times(report.layer_times, console)
     if report.replay is not None:
         console.print(_hits(report.replay))
         console.print(_verdict(report.replay, is_exact=report.replay_is_exact), highlight=False)
@@ -29,6 +32,8 @@ def print_report(report: RunReport, console: Console) -> None:
 def _tiers(report: RunReport) -> Table:
     held = report.dtype if report.weight_format == STORED else report.weight_format
     title = f"{report.model} in {report.dtype} on {report.device}, experts in {held}"
+    if report.dense_format != STORED:
+        title += f", linear layers outside in {report.dense_format}"
     table = Table(title=title, title_justify="left")
     table.add_column("tier")
     table.add_column("lives on")
@@ -78,6 +83,33 @@ def _phases(report: RunReport) -> Table:
     for name, cells in rows.items():
         table.add_row(name, *cells)
     return table
+
+
+def _print_layer_times(times: LayerTimes, console: Console) -> None:
+    if times.layers:
+        console.print(_layer_times(times))
+    if times.note is not None:
+        console.print(f"note: {times.note}", highlight=False, soft_wrap=True)
+
+
+def _layer_times(times: LayerTimes) -> Table:
+    title = "milliseconds of one decoded token"
+    if times.tiers_overlap:
+        title += "; RAM experts run beside VRAM experts and waiting"
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer")
+    for name in ("dense", "VRAM experts", "RAM experts", "waiting"):
+        table.add_column(name, justify="right")
+    rows = {f"{layer.layer}": _parts(layer) for layer in times.layers}
+    rows["sum"] = tuple(math.fsum(parts) for parts in zip(*rows.values(), strict=True))
+    rows["after the last"] = (times.rest_s,)
+    for name, parts in rows.items():
+        table.add_row(name, *(format_ms(part) for part in parts))
+    return table
+
+
+def _parts(time: LayerTime) -> tuple[float, ...]:
+    return time.dense_s, time.vram_s, time.ram_s, time.waiting_s
 
 
 def _hits(replay: ReplayReport) -> Table:

@@ -175,7 +175,7 @@ Reproduce it on two CPU cores (needs pip, npm, apt-get and dpkg; the packages ar
 def _training(run: TrainingRun) -> str:
     recipe, last = run.recipe, run.history[-1]
     tokens = ", ".join(f"{domain} {count / 1e6:.2f} M" for domain, count in run.num_tokens.items())
-    marks = np.linspace(0, len(run.history) - 1, 11).astype(int)
+    marks = np.unique(np.linspace(0, len(run.history) - 1, 11).astype(int))
     rows = [
         f"| {row['tokens'] / 1e6:.2f} M | {row['loss']:.2f} | {row['auxiliary_loss']:.2f} |"
         for row in (run.history[mark] for mark in marks)

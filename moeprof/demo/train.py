@@ -287,7 +287,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder that receives model/ and texts/.")],
     work: Annotated[Path, typer.Option(help="Folder for downloads.")] = Path("demo-work"),
     tokens: Annotated[int, typer.Option(help="Tokens to train on.")] = Recipe().num_tokens,
-    steps: Annotated[int | None, typer.Option(help="Stop early, to compare machines.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop early, to compare machines.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Rebuild the bundled texts and the bundled model.
@@ -297,13 +299,16 @@ def main(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe(num_tokens=tokens)
+    if recipe.num_steps == 0:
+        raise typer.BadParameter(f"--tokens: a step alone takes {recipe.batch_tokens}")
     tokenizer, prepared = prepare(output, work, recipe.seed)
     batches = Batches({d: np.load(prepared / f"{d}.npy") for d in DOMAINS}, recipe.seed)
     log.info("training tokens per domain: %s", batches.num_tokens)
     model = make_model(recipe.seed).to(device)
     history: list[dict[str, float]] = []
-    for row in islice(train(model, batches, recipe), steps):
-        if row["step"] % 20 == 0:
+    last = min(recipe.num_steps, steps or recipe.num_steps)
+    for row in islice(train(model, batches, recipe), last):
+        if row["step"] % 20 == 0 or row["step"] == last:
             history.append(row)
             log.info("%s", json.dumps(row))
         if row["step"] % 250 == 0:

@@ -1,3 +1,5 @@
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +10,85 @@ def count_assignments(
     groups: NDArray[np.uint32],
     num_groups: int,
     num_experts: int,
+) -> NDArray[np.int64]: ...
+def pack_lookups(
+    experts: Sequence[NDArray[np.uint16]],
+    step_start: NDArray[np.int64],
+    num_experts: int,
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.uint16] | NDArray[np.uint32],
+    batch_end: NDArray[np.int64],
+) -> int: ...
+def reuse_distances(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    num_cells: int,
+    cell_bytes: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]: ...
+
+_Outcomes = tuple[
+    NDArray[np.uint8],
+    NDArray[np.uint16],
+    NDArray[np.uint32],
+    NDArray[np.uint16],
+    NDArray[np.int64],
+]
+
+def replay_lookups(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.uint16] | NDArray[np.uint32],
+    batches_per_step: int,
+    restarts: NDArray[np.int64],
+    order: str,
+    cell_bytes: NDArray[np.int64],
+    pinned: NDArray[np.uint8],
+    budgets: NDArray[np.int64],
+    decay: float = 1.0,
+    recent_share: float = 0.5,
+    max_uploads: int | None = None,
+    hysteresis: float | None = None,
+    make_policy: Callable[[], object] | None = None,
+) -> _Outcomes: ...
+def replay_optimum(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.uint16] | NDArray[np.uint32],
+    batches_per_step: int,
+    restarts: NDArray[np.int64],
+    cell_bytes: NDArray[np.int64],
+    capacities: NDArray[np.int64],
+    is_scored: NDArray[np.uint8],
+) -> _Outcomes: ...
+def lag_overlap(
+    experts: NDArray[np.uint16],
+    runs: NDArray[np.int64],
+    groups: NDArray[np.uint32],
+    num_groups: int,
+    num_experts: int,
+    max_lag: int,
+) -> NDArray[np.int64]: ...
+def pair_counts(
+    first: NDArray[np.uint16],
+    second: NDArray[np.uint16],
+    groups: NDArray[np.uint32],
+    num_groups: int,
+    num_experts: int,
+) -> NDArray[np.int64]: ...
+def candidate_ranks(
+    given: NDArray[np.uint16],
+    chosen: NDArray[np.uint16],
+    evidence: NDArray[np.float32],
+    tables: NDArray[np.uint32],
+    groups: NDArray[np.uint32],
+    num_groups: int,
+) -> NDArray[np.int64]: ...
+def chosen_pairs(
+    experts: NDArray[np.uint16],
+    marked: NDArray[np.uint8],
+    tables: NDArray[np.uint32],
+    groups: NDArray[np.uint32],
+    num_groups: int,
 ) -> NDArray[np.int64]: ...
 def paths() -> list[str]: ...
 def expert_bytes(hidden_size: int, width: int, weight_format: str, has_biases: bool) -> int: ...
@@ -48,6 +129,28 @@ def quantize_expert(
     packed: NDArray[np.uint8],
     workers: Workers,
     biases: tuple[int, int, int] | None = None,
+    path: str | None = None,
+) -> None: ...
+def quantize_matrix(
+    values: int,
+    value_type: str,
+    num_rows: int,
+    row_size: int,
+    weight_format: str,
+    packed: NDArray[np.uint8],
+    workers: Workers,
+) -> None: ...
+def multiply_packed(
+    workers: Workers,
+    packed: int,
+    bias: int,
+    num_rows: int,
+    row_size: int,
+    weight_format: str,
+    rows: int,
+    type: str,
+    num_tokens: int,
+    output: int,
     path: str | None = None,
 ) -> None: ...
 
@@ -122,6 +225,8 @@ class ExpertLayer:
         output: int,
         assignments: int = 0,
         reads: int = 0,
+        group_of: int = 0,
+        nanoseconds: int = 0,
     ) -> None: ...
     def xor_experts(self, workers: Workers, ids: NDArray[np.uint16]) -> int: ...
 
@@ -134,6 +239,7 @@ class Answerer:
     @property
     def is_running(self) -> bool: ...
     def set_layer(self, index: int, layer: ExpertLayer) -> None: ...
+    def take_nanoseconds(self, index: int) -> int: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
 

@@ -24,6 +24,7 @@ def row_products(
     columns: int,
     element: str,
     stream: int,
+    scales: Sequence[int] = (),
 ) -> None: ...
 def route(
     addresses: Sequence[int],
@@ -120,4 +121,6 @@ class DeviceLayer:
         assignments: int = 0,
         reads: int = 0,
         overlaps: bool = True,
+        nanoseconds: int = 0,
     ) -> None: ...
+    def begin_step(self, stream: int) -> None: ...

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "aligned.hpp"
 #include "exchange.hpp"
 #include "experts.hpp"
 #include "workers.hpp"
@@ -32,19 +33,39 @@ class Answerer {
     bool is_running() const { return thread_.joinable(); }
     void start();
 
+    // Nanoseconds that timed questions to a layer took to answer since the last call.
+    std::uint64_t take_nanoseconds(std::uint32_t index);
+
     // Returns when the thread has ended; questions after that get kAborted.
     void stop();
 
   private:
     void answer_until_stopped();
-    void answer();
+    void answer(const Question& question);
+    bool take(const Question& question, const LayerShape& shape);
+    bool take_words(std::size_t part, std::size_t num_words, std::uint32_t number,
+                    std::uint32_t* data);
+    std::uint32_t compute(const Question& question);
+    void give_nothing(const Question& question);
+
+    std::uint64_t* words(std::size_t part) const {
+        return reinterpret_cast<std::uint64_t*>(parts_ + part);
+    }
 
     ExchangeHeader* const header_;
     std::uint8_t* const parts_;
     const ExchangeLayout layout_;
+    const std::size_t hidden_size_;
+    const std::size_t top_k_;
     Workers& workers_;
     const int core_;
     std::vector<ExpertLayer*> layers_;
+    std::vector<std::uint64_t> nanoseconds_;  // [layers]
+    // Of the question at hand.
+    std::vector<std::uint32_t> ids_words_;
+    std::vector<std::uint16_t> ids_;
+    std::vector<float> weights_;
+    const AlignedBytes rows_;
     std::atomic<bool> is_stopping_{false};
     std::thread thread_;
 };

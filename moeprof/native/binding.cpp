@@ -71,5 +71,8 @@ NB_MODULE(_core, m) {
     moeprof::bind_kernels(m);
     moeprof::bind_layer(m);
     moeprof::bind_answerer(m);
+    moeprof::bind_linear(m);
     moeprof::bind_loading(m);
+    moeprof::bind_policies(m);
+    moeprof::bind_tokens(m);
 }

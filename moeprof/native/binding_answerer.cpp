@@ -45,8 +45,6 @@ nb::dict layout(std::size_t hidden_size, std::size_t top_k) {
     const ExchangeLayout parts = exchange_layout(hidden_size, top_k);
     nb::dict places;
     places["posted"] = offsetof(ExchangeHeader, posted);
-    places["layer"] = offsetof(ExchangeHeader, layer);
-    places["num_tokens"] = offsetof(ExchangeHeader, num_tokens);
     places["device_fault"] = offsetof(ExchangeHeader, device_fault);
     places["answered"] = offsetof(ExchangeHeader, answered);
     places["host_fault"] = offsetof(ExchangeHeader, host_fault);
@@ -76,6 +74,12 @@ void bind_answerer(nb::module_& m) {
              nb::arg("exchange"), nb::arg("hidden_size"), nb::arg("top_k"), nb::arg("workers"),
              nb::arg("core") = -1, nb::keep_alive<1, 5>())
         .def("set_layer", &set_layer, nb::arg("index"), nb::arg("layer"), nb::keep_alive<1, 3>())
+        .def(
+            "take_nanoseconds",
+            [](BoundAnswerer& self, std::uint32_t index) {
+                return self.answerer.take_nanoseconds(index);
+            },
+            nb::arg("index"), "What timed questions to a layer took since the last call.")
         .def("start", [](BoundAnswerer& self) { self.answerer.start(); })
         .def(
             "stop", [](BoundAnswerer& self) { self.answerer.stop(); },

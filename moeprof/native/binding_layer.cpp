@@ -119,7 +119,8 @@ void prefill_slots(BoundLayer& self, Workers& workers, std::uintptr_t hidden,
 void forward(BoundLayer& self, Workers& workers, std::uintptr_t hidden,
              const std::string& hidden_type, std::uintptr_t ids, std::uintptr_t weights,
              const std::string& weights_type, std::size_t num_tokens, std::uintptr_t output,
-             std::uintptr_t assignments, std::uintptr_t reads) {
+             std::uintptr_t assignments, std::uintptr_t reads, std::uintptr_t group_of,
+             std::uintptr_t nanoseconds) {
     Routed routed;
     routed.hidden = at_address<const void>(hidden);
     routed.hidden_type = float_type_of(hidden_type);
@@ -130,6 +131,8 @@ void forward(BoundLayer& self, Workers& workers, std::uintptr_t hidden,
     routed.output = at_address<void>(output);
     routed.assignments = at_address<std::int64_t>(assignments);
     routed.reads = at_address<std::int64_t>(reads);
+    routed.times = {at_address<const std::uint8_t>(group_of),
+                    at_address<std::uint64_t>(nanoseconds)};
     DecodeFault fault;
     {
         nb::gil_scoped_release released;
@@ -195,6 +198,7 @@ void bind_layer(nb::module_& m) {
         .def("forward", &forward, nb::arg("workers"), nb::arg("hidden"), nb::arg("hidden_type"),
              nb::arg("ids"), nb::arg("weights"), nb::arg("weights_type"), nb::arg("num_tokens"),
              nb::arg("output"), nb::arg("assignments") = 0, nb::arg("reads") = 0,
+             nb::arg("group_of") = 0, nb::arg("nanoseconds") = 0,
              "The layer's weighted sum, few tokens or many; memory is named by address.")
         .def("xor_experts", &xor_experts, nb::arg("workers"), nb::arg("ids").noconvert())
         .def_prop_ro("path", [](const BoundLayer& self) { return self.layer.path().name; });

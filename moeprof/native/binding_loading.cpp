@@ -68,6 +68,25 @@ void quantize(std::uintptr_t gate, std::uintptr_t up, std::uintptr_t down,
     raise(fault);
 }
 
+void quantize_one(std::uintptr_t values, const std::string& value_type, std::size_t num_rows,
+                  std::size_t row_size, const std::string& weight_format,
+                  Output<std::uint8_t, 1> packed, Workers& workers) {
+    expect_blocks("row size", row_size);
+    const Format format = format_of(weight_format);
+    expect("packed matrix: bytes", packed.shape(0),
+           num_quads(num_rows) * quad_bytes(format, row_size));
+    const FloatType type = float_type_of(value_type);
+    const Held pool = workers.hold();
+    if (!pool) throw std::runtime_error("linear: the workers are at work for another thread");
+    WeightFault fault;
+    {
+        nb::gil_scoped_release released;
+        fault = quantize_matrix(format, path_of({}), at_address<const void>(values), type, num_rows,
+                                row_size, workers, packed.data());
+    }
+    raise(fault);
+}
+
 nb::ndarray<std::uint8_t, nb::numpy, nb::ndim<1>> array(nb::handle self) {
     auto& memory = nb::cast<HostMemory&>(self);
     return nb::ndarray<std::uint8_t, nb::numpy, nb::ndim<1>>(memory.data(), {memory.num_bytes()},
@@ -82,6 +101,10 @@ void bind_loading(nb::module_& m) {
           nb::arg("packed").noconvert(), nb::arg("workers"), nb::arg("biases") = nb::none(),
           nb::arg("path") = nb::none(),
           "Packs an expert given as numbers, named by their addresses.");
+    m.def("quantize_matrix", &quantize_one, nb::arg("values"), nb::arg("value_type"),
+          nb::arg("num_rows"), nb::arg("row_size"), nb::arg("weight_format"),
+          nb::arg("packed").noconvert(), nb::arg("workers"),
+          "Packs a matrix given as numbers, named by their address.");
     nb::class_<HostMemory>(m, "HostMemory", "Zeroed memory on a 2 MiB boundary for weights.")
         .def(
             "__init__",

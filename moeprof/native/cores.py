@@ -3,6 +3,22 @@
 import os
 from pathlib import Path
 
+from moeprof.native._core import Workers
+
+
+def resident_workers(num_threads: int | None, leaves_one: bool) -> Workers:
+    """Threads that stay, pinned to physical cores.
+
+    Args:
+        num_threads: how many; None for one per core.
+        leaves_one: whether one core is left to a thread that waits for a device: a worker that
+            shares its core with another thread makes all others wait.
+    """
+    cores = physical_cores()
+    if leaves_one and len(cores) > 1:
+        cores = cores[:-1]
+    return Workers(num_threads or len(cores), cores)
+
 
 def physical_cores(
     allowed: set[int] | None = None, topology: Path = Path("/sys/devices/system/cpu")

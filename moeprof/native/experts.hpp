@@ -11,6 +11,7 @@
 #include "counting.hpp"
 #include "layer_shape.hpp"
 #include "paths.hpp"
+#include "pieces.hpp"
 #include "workers.hpp"
 
 namespace moeprof {
@@ -19,11 +20,18 @@ constexpr std::size_t kMaxTokens = 8;  // of one decode
 
 constexpr std::size_t kPieceBytes = 128 * 1024;
 
+// Where a decode that is timed adds the nanoseconds that its workers spend on the experts of each
+// group, summed over the workers.
+struct GroupTimes {
+    const std::uint8_t* group_of = nullptr;  // [num_experts]; null where nothing is timed
+    std::uint64_t* nanoseconds = nullptr;    // [num_groups]
+};
+
 // What `forward` is given. hidden [num_tokens, hidden_size] and weights [num_tokens, top_k] of
 // their types, ids [num_tokens, top_k]: an id outside [0, num_experts) and a weight of 0 mean no
 // expert. output [num_tokens, hidden_size] of the hidden type, rounded half to even from the
 // float32 sum. assignments and reads [num_experts], or null: the slots of each expert, and 1 for
-// each expert used, are added.
+// each expert used, are added. Of `times`, only few tokens are timed.
 struct Routed {
     const void* hidden = nullptr;
     FloatType hidden_type = FloatType::kFloat32;
@@ -34,6 +42,26 @@ struct Routed {
     void* output = nullptr;
     std::int64_t* assignments = nullptr;
     std::int64_t* reads = nullptr;
+    GroupTimes times;
+};
+
+// A device's question to a layer: rows ready for its format, one behind the other, and the routing
+// of `Tokens`.
+struct Asked {
+    const std::uint8_t* ready_rows = nullptr;
+    const std::uint16_t* ids = nullptr;
+    const float* weights = nullptr;
+    std::size_t num_tokens = 0;
+};
+
+// Where its answer goes, as words of an exchange: `sums` alone unless that is null, otherwise
+// `outputs` of all but kNoExpert. Faults that can only be seen on the way are set before words
+// that they spoil are written.
+struct TaggedResults {
+    std::uint32_t number = 0;
+    std::uint64_t* outputs = nullptr;
+    std::uint64_t* sums = nullptr;
+    std::uint32_t* faults = nullptr;
 };
 
 class ExpertLayer {
@@ -54,13 +82,17 @@ class ExpertLayer {
     // hold nothing of use.
     //
     // Reads the packed bytes of every distinct expert once, and nothing else of size: bound by
-    // memory for few tokens. Two phases, each cut into pieces which the workers take as
-    // they come free: 32 rows of gate and of up, then 128 rows of down; no value depends on who
-    // computes it.
+    // memory for few tokens. Workers take runs of four rows of gate and of up, then of 32 rows of
+    // down, of an expert as soon as what lies between is complete; no value depends on who computes
+    // it.
     DecodeFault decode(Workers& workers, const float* rows, const std::uint16_t* ids,
                        const float* weights, std::size_t num_tokens, float* outputs, float* sums);
 
-    // The same for any number of tokens, in passes of some thousand slots (prefill.hpp). `outputs`
+    // The same for a device. Words are written as they come, from any worker; after a fault some or
+    // all of them are not.
+    DecodeFault answer(Workers& workers, const Asked& asked, const TaggedResults& results);
+
+    // As decode for any number of tokens, in passes of some thousand slots (prefill.hpp). `outputs`
     // or `sums` may be null; without sums, outputs of kNoExpert stay as they are.
     DecodeFault prefill(Workers& workers, const Tokens& tokens, const Results& results);
 
@@ -87,17 +119,27 @@ class ExpertLayer {
         std::size_t num_tokens;
         float* outputs;
         float* sums;
+        float* projections;  // [num_tokens, top_k, 2, width], gate and up
+        GroupTimes times = {};
+        const TaggedResults* tagged = nullptr;
     };
+    class Timed;
     struct Reading;
 
-    DecodeFault gather(const std::uint16_t* ids, std::size_t num_tokens);
+    std::size_t projections_bytes(std::size_t num_tokens) const {
+        return padded(num_tokens * shape_.top_k * 2 * shape_.width * sizeof(float));
+    }
+    DecodeFault gather(const std::uint16_t* ids, std::size_t num_tokens,
+                       const std::uint8_t* ready_rows);
     bool ready_rows(const float* rows, std::size_t num_tokens);
-    DecodeFault run(Workers& workers, const Call& call, const float* rows);
+    DecodeFault run(const Call& call, const float* rows);
+    DecodeFault run_ready(const Call& call, const std::uint8_t* ready_rows);
     void forget(const std::uint16_t* ids);
     void work(const Call& call);
     void read(const Reading& reading);
-    void gate_up(const Job& job, std::size_t block);
-    void down(const Job& job, std::size_t block, float* outputs) const;
+    void gate_up(const Call& call, const Job& job, std::size_t first_quad, std::size_t end);
+    void finish_block(const Call& call, std::size_t job, std::size_t block);
+    void down(const Call& call, const Job& job, std::size_t block) const;
     void sum(const Call& call, std::size_t block) const;
 
     const LayerShape shape_;
@@ -106,15 +148,18 @@ class ExpertLayer {
     std::vector<std::uint32_t> job_of_;  // by expert id; kNoJob between calls
     std::vector<Job> jobs_;
     std::size_t num_jobs_ = 0;
-    const std::size_t num_chunks_;
-    const std::unique_ptr<std::atomic<std::size_t>[]> done_;  // [num_chunks], experts finished
+    // What is finished: of each job its blocks between the projections, of each such block its
+    // quads, of each block of outputs its jobs.
+    const std::unique_ptr<std::atomic<std::uint32_t>[]> blocks_done_;
+    const std::unique_ptr<std::atomic<std::uint32_t>[]> quads_done_;
+    const std::unique_ptr<std::atomic<std::uint32_t>[]> jobs_done_;
     const std::size_t row_stride_;
     const std::size_t hidden_stride_;
     const AlignedBytes ready_rows_;    // [kMaxTokens]
     const AlignedBytes ready_hidden_;  // [kMaxTokens, top_k]
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-    alignas(64) std::atomic<std::size_t> next_gate_up_{0};
-    alignas(64) std::atomic<std::size_t> next_down_{0};
+    Pieces gate_up_pieces_;
+    Pieces down_pieces_;
     std::atomic<bool> not_finite_{false};
 };
 

@@ -6,24 +6,12 @@
 
 #include "arithmetic.hpp"
 #include "layout.hpp"
+#include "ready_rows.hpp"
 
 namespace moeprof {
 
 constexpr std::size_t kTile = 64;        // most tokens of one ManyTokens::project
 constexpr std::size_t kRowsBehind = 16;  // activation rows that it may read without using them
-
-// Eight blocks of one quantised activation row, in the order in which packed weights are read.
-struct alignas(kLine) ActivationGroup {
-    std::int8_t words[8][kGroup][4];    // word k of block j: values 4 k to 4 k + 3
-    float scales[kGroup];               // 0 where there is no block
-    std::int32_t minus_8_sums[kGroup];  // takes back the offset of unsigned weights
-};
-
-// Bytes of one activation row made ready for a format: groups, or floats rounded to bf16.
-constexpr std::size_t ready_bytes(Format format, std::size_t row_size) {
-    if (format == Format::kBf16) return padded(row_size * sizeof(float));
-    return (row_size / kBlockSize + kGroup - 1) / kGroup * sizeof(ActivationGroup);
-}
 
 enum class WeightFault { kNone, kNotFinite, kScaleOverflow, kValueOverflow };
 

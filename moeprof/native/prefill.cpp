@@ -12,9 +12,6 @@ namespace {
 // What slots gave in one piece of `down` should stay in a core's own cache.
 constexpr std::size_t kColumnBytes = std::size_t{1} << 20;
 
-// Pieces that a worker takes at a time: this share of its part of what is left.
-constexpr std::size_t kShare = 2;
-
 std::size_t tokens_of_a_pass(std::size_t num_tokens, std::size_t top_k) {
     return std::min(num_tokens, std::max<std::size_t>(1, kPassSlots / top_k));
 }
@@ -84,12 +81,10 @@ DecodeFault Prefill::run(Workers& workers, const Tokens& tokens, const Results& 
         }
         const DecodeFault fault = gather();
         if (fault != DecodeFault::kNone) return fault;
-        ready_pieces_.next.store(0, std::memory_order_relaxed);
-        ready_pieces_.end = tokens_.num_tokens;
-        gate_up_pieces_.next.store(0, std::memory_order_relaxed);
-        gate_up_pieces_.end = num_jobs_ * (shape_.width / kBlockSize);
-        down_pieces_.next.store(0, std::memory_order_relaxed);
-        down_pieces_.end = shape_.hidden_size / kBlockSize;
+        const std::size_t gate_up_pieces = num_jobs_ * (shape_.width / kBlockSize);
+        ready_pieces_.open(tokens_.num_tokens, num_threads_, tokens_.num_tokens);
+        gate_up_pieces_.open(gate_up_pieces, num_threads_, gate_up_pieces);
+        down_pieces_.open(shape_.hidden_size / kBlockSize, num_threads_, column_blocks_);
         not_finite_.store(false, std::memory_order_relaxed);
         struct Pass {
             Prefill& prefill;
@@ -139,19 +134,6 @@ DecodeFault Prefill::gather() {
     return DecodeFault::kNone;
 }
 
-bool Prefill::take(Pieces& pieces, std::size_t most, std::size_t* first, std::size_t* end) const {
-    std::size_t next = pieces.next.load(std::memory_order_relaxed);
-    std::size_t size = 0;
-    do {
-        if (next >= pieces.end) return false;
-        size = std::max<std::size_t>(1, (pieces.end - next) / (kShare * num_threads_));
-        size = std::min(size, most);
-    } while (!pieces.next.compare_exchange_weak(next, next + size, std::memory_order_relaxed));
-    *first = next;
-    *end = next + size;
-    return true;
-}
-
 void Prefill::work(Workers& workers, unsigned worker) {
     std::uint8_t* memory = at<std::uint8_t>(workers_at_) + worker * worker_bytes_;
     Worker mine;
@@ -162,21 +144,21 @@ void Prefill::work(Workers& workers, unsigned worker) {
     const std::size_t width_blocks = shape_.width / kBlockSize;
     std::size_t first = 0;
     std::size_t end = 0;
-    while (take(ready_pieces_, ready_pieces_.end, &first, &end)) {
+    while (ready_pieces_.take(&first, &end)) {
         for (std::size_t token = first; token < end; ++token) ready_token(token);
     }
     workers.barrier();
     // Another worker may find the next value that is not finite right now, so what is read here may
     // differ from worker to worker: all of them go on to the same barrier.
     const bool goes_on = !not_finite_.load(std::memory_order_relaxed);
-    while (goes_on && take(gate_up_pieces_, gate_up_pieces_.end, &first, &end)) {
+    while (goes_on && gate_up_pieces_.take(&first, &end)) {
         for (std::size_t piece = first; piece < end; ++piece) {
             gate_up(at<Job>(jobs_at_)[piece / width_blocks], piece % width_blocks, mine);
         }
     }
     workers.barrier();
     if (not_finite_.load(std::memory_order_relaxed)) return;
-    while (take(down_pieces_, column_blocks_, &first, &end)) down(first, end - first, mine);
+    while (down_pieces_.take(&first, &end)) down(first, end - first, mine);
 }
 
 void Prefill::ready_token(std::size_t token) {

@@ -8,6 +8,7 @@
 
 #include "layer_shape.hpp"
 #include "paths.hpp"
+#include "pieces.hpp"
 #include "workers.hpp"
 
 namespace moeprof {
@@ -41,10 +42,6 @@ class Prefill {
         std::size_t first;
         std::size_t num_tokens;
     };
-    struct Pieces {  // of a phase, handed out in ever smaller runs
-        alignas(64) std::atomic<std::size_t> next{0};
-        std::size_t end = 0;
-    };
     struct Worker;
 
     std::size_t reserve(std::size_t num_bytes);
@@ -53,7 +50,6 @@ class Prefill {
         return reinterpret_cast<T*>(scratch_ + offset);
     }
     DecodeFault gather();
-    bool take(Pieces& pieces, std::size_t most, std::size_t* first, std::size_t* end) const;
     void work(Workers& workers, unsigned worker);
     void ready_token(std::size_t token);
     void gate_up(const Job& job, std::size_t block, const Worker& mine);

@@ -80,6 +80,24 @@ void place_biases(const LayerShape& shape, const Path& path, const ExpertValues&
 
 }  // namespace
 
+WeightFault quantize_matrix(Format format, const Path& path, const void* values, FloatType type,
+                            std::size_t num_rows, std::size_t row_size, Workers& workers,
+                            std::uint8_t* packed) {
+    LayerShape shape;
+    shape.format = format;
+    const std::size_t stride = quad_bytes(format, row_size);
+    const Matrix none{nullptr, 0, row_size, nullptr, 0};
+    const Task task{shape,
+                    path,
+                    type,
+                    {{values, num_rows, row_size, packed, stride}, none, none},
+                    workers.scratch(workers.num_threads() * stride),
+                    stride};
+    PlainFloats floats;
+    workers.run(&work, &task);
+    return task.fault.load();
+}
+
 WeightFault quantize_expert(const LayerShape& shape, const Path& path, const ExpertValues& values,
                             Workers& workers, std::uint8_t* packed) {
     const std::size_t gate_up = quad_bytes(shape.format, shape.hidden_size);

@@ -28,4 +28,9 @@ struct ExpertValues {
 WeightFault quantize_expert(const LayerShape& shape, const Path& path, const ExpertValues& values,
                             Workers& workers, std::uint8_t* packed);
 
+// The same for one matrix [num_rows, row_size]: fills num_quads(num_rows) quads at `packed`.
+WeightFault quantize_matrix(Format format, const Path& path, const void* values, FloatType type,
+                            std::size_t num_rows, std::size_t row_size, Workers& workers,
+                            std::uint8_t* packed);
+
 }  // namespace moeprof

@@ -1,6 +1,9 @@
 // What waiting threads need of the processor and the system.
 #pragma once
 
+#include <chrono>
+#include <thread>
+
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
@@ -29,6 +32,23 @@ inline void pin(int core) {
 #else
     (void)core;
 #endif
+}
+
+// Waits, without leaving the processor, until `holds()`. After a while it lets others run: with
+// more threads than processors, the one that is waited for may be among them.
+template <typename Condition>
+void spin_until(Condition holds) {
+    using Clock = std::chrono::steady_clock;
+    constexpr unsigned kPausesPerLook = 64;
+    constexpr auto kPatience = std::chrono::microseconds(200);
+    unsigned pauses = 0;
+    Clock::time_point begun;
+    while (!holds()) {
+        pause();
+        if (++pauses % kPausesPerLook != 0) continue;
+        if (pauses == kPausesPerLook) begun = Clock::now();
+        if (Clock::now() - begun > kPatience) std::this_thread::yield();
+    }
 }
 
 }  // namespace moeprof

@@ -11,7 +11,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr unsigned kPausesPerLook = 64;  // between two looks at the clock
-constexpr auto kPatience = std::chrono::microseconds(200);
 
 }  // namespace
 
@@ -63,15 +62,7 @@ void Workers::barrier() {
         rounds_.store(round + 1, std::memory_order_release);
         return;
     }
-    unsigned pauses = 0;
-    Clock::time_point begun;
-    while (rounds_.load(std::memory_order_acquire) == round) {
-        pause();
-        if (++pauses % kPausesPerLook != 0) continue;
-        if (pauses == kPausesPerLook) begun = Clock::now();
-        // More threads than processors: let the one that is waited for run.
-        if (Clock::now() - begun > kPatience) std::this_thread::yield();
-    }
+    spin_until([&] { return rounds_.load(std::memory_order_acquire) != round; });
 }
 
 std::uint64_t Workers::next_task(std::uint64_t seen) {

@@ -1,7 +1,6 @@
 """Reading and writing the manifest."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from moeprof.errors import PlacementError
 from moeprof.placement.document import from_document, to_document, to_text
 from moeprof.placement.manifest import Placement
 from moeprof.placement.validation import check_document
+from moeprof.whole_files import replacing
 
 
 def read_placement(path: str | Path) -> Placement:
@@ -78,7 +78,8 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise PlacementError(
             f"{path}: cannot be written ({error})", "free some space, or write elsewhere"
@@ -95,19 +96,6 @@ def check_free(path: Path, force: bool) -> None:
         raise PlacementError(f"{path}: is a folder", f"name a file: -o {path}/NAME.json")
     if path.exists() and not force:
         raise PlacementError(f"{path}: already exists", "choose another -o, or add --force")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

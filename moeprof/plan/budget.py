@@ -1,6 +1,7 @@
 """What of a VRAM budget remains for experts."""
 
 from moeprof.errors import CapacityError
+from moeprof.hardware import HardwareProfile
 from moeprof.placement import Budget
 from moeprof.plan.request import ModelFacts, PlanRequest
 from moeprof.units import format_size
@@ -41,6 +42,20 @@ def expert_budget(model: ModelFacts, request: PlanRequest) -> Budget:
         context_tokens=request.context_tokens,
         batch_size=request.batch_size,
     )
+
+
+def check_ram(needed: int, profile: HardwareProfile | None) -> None:
+    """Refuse a machine whose RAM cannot hold so many bytes of experts.
+
+    Raises:
+        CapacityError: it cannot.
+    """
+    if profile is not None and needed > profile.tiers["ram"].capacity_bytes:
+        raise CapacityError(
+            f"ram: the experts outside VRAM take {format_size(needed)}, {profile.name} has "
+            f"{format_size(profile.tiers['ram'].capacity_bytes)}",
+            "raise --vram, or use a machine with more memory",
+        )
 
 
 def _does_not_fit(parts: dict[str, int], request: PlanRequest) -> tuple[str, str]:

@@ -1,17 +1,17 @@
-"""The clock: what one decoded token takes on a machine, replayed over a trace."""
+"""The clock of decoding: what one token takes on a machine, given where its experts are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.hardware import HardwareProfile
+from moeprof.hardware import HardwareProfile, Time
 from moeprof.model_shape import ModelShape
-from moeprof.native import NO_EXPERT
-from moeprof.trace import PHASES, Trace
 
-_DECODE = PHASES.index("decode")
+_NOTHING = Time(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,10 @@ class DecodeClock:
 
     Each layer takes `max(vram part, round trip + ram part)`, where a part is the time of its
     experts one after the other, and the round trip is paid only where an expert is in RAM; where
-    the tiers do not compute at the same time it is their sum. The time outside the experts does
-    not depend on the placement and is one sum.
+    the tiers do not compute at the same time it is their sum. What a cache copies into VRAM is
+    copied meanwhile: a layer takes no less than its copies, and these also take their share of
+    RAM's bandwidth from the experts computed there. The time outside the experts does not depend
+    on the placement and is one sum.
 
     Attributes:
         dense_s: seconds outside the experts, all layers together.
@@ -29,6 +31,8 @@ class DecodeClock:
         vram_expert_s: [L] float64, seconds of one expert in VRAM.
         ram_expert_s: [L] float64, seconds of one expert in RAM.
         tiers_overlap: whether both parts run at the same time.
+        copy: the time of a layer's copies over the link.
+        ram_s_per_byte: seconds that reading a byte takes of RAM.
     """
 
     dense_s: float
@@ -36,39 +40,78 @@ class DecodeClock:
     vram_expert_s: NDArray[np.float64]
     ram_expert_s: NDArray[np.float64]
     tiers_overlap: bool = True
+    copy: Time = _NOTHING
+    ram_s_per_byte: float = 0.0
 
     def layer_seconds(
-        self, row: int, num_vram: NDArray[np.int64], num_ram: NDArray[np.int64]
+        self,
+        row: int | NDArray[np.integer],
+        num_vram: NDArray[Any],
+        num_ram: NDArray[Any],
+        copied_bytes: NDArray[Any] | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds of the experts of one layer, for each token.
+        """Seconds of the experts of a layer, for each (token, layer).
 
         Args:
-            row: index of the layer among the MoE layers.
-            num_vram: [T] int64, experts of the token that are in VRAM.
-            num_ram: [T] int64, experts of the token that are in RAM.
+            row: index of the layer among the MoE layers, one for all or [B].
+            num_vram: [B], experts of the token that are in VRAM.
+            num_ram: [B], experts of the token that are in RAM.
+            copied_bytes: [B], bytes that a cache copies into VRAM; None for none.
 
         Returns:
-            [T] float64.
+            [B] float64.
         """
         vram = num_vram * self.vram_expert_s[row]
         ram = num_ram * self.ram_expert_s[row] + (num_ram > 0) * self.round_trip_s
-        seconds: NDArray[np.float64] = np.maximum(vram, ram) if self.tiers_overlap else vram + ram
+        if copied_bytes is None:
+            both = np.maximum(vram, ram) if self.tiers_overlap else vram + ram
+            return np.asarray(both, np.float64)
+        copies = copied_bytes * self.copy.s_per_byte + (copied_bytes > 0) * self.copy.fixed_s
+        if not self.tiers_overlap:
+            return np.asarray(vram + ram + copies, np.float64)
+        ram = ram + copied_bytes * self.ram_s_per_byte
+        return np.asarray(np.maximum(np.maximum(vram, ram), copies), np.float64)
+
+    def seconds_by_hits(
+        self, row: int, top_k: int, copied_bytes: float = 0.0
+    ) -> NDArray[np.float64]:
+        """Seconds of the experts of a layer with 0, 1, ... `top_k` of a token's in VRAM.
+
+        Args:
+            row: index of the layer among the MoE layers.
+            top_k: experts of each token.
+            copied_bytes: bytes copied into VRAM for each expert that is not there.
+
+        Returns:
+            [top_k + 1] float64.
+        """
+        hits = np.arange(top_k + 1)
+        copied = (top_k - hits) * copied_bytes if copied_bytes else None
+        return self.layer_seconds(row, hits, top_k - hits, copied)
+
+    def expected_seconds(
+        self, row: int, top_k: int, hit_rate: NDArray[np.float64], copied_bytes: float = 0.0
+    ) -> NDArray[np.float64]:
+        """Mean seconds of the experts of a layer whose experts are in VRAM independently.
+
+        The number of a token's experts that are in VRAM is then binomial. Where experts are
+        chosen together it is not, which only a replay can tell.
+
+        Args:
+            row: index of the layer among the MoE layers.
+            top_k: experts of each token.
+            hit_rate: [...] float64, share of its assignments whose expert is in VRAM.
+            copied_bytes: bytes copied into VRAM for each expert that is not there.
+
+        Returns:
+            [...] float64.
+        """
+        hits = np.arange(top_k + 1)
+        ways = np.array([comb(top_k, int(one)) for one in hits])
+        rate = np.asarray(hit_rate)[..., None]
+        odds: NDArray[np.float64] = ways * rate**hits * (1 - rate) ** (top_k - hits)
+        seconds: NDArray[np.float64] = odds @ self.seconds_by_hits(row, top_k, copied_bytes)
         return seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What several placements do with the decoded tokens of a trace.
-
-    Attributes:
-        tokens: [G] float64, decoded tokens of each document group.
-        hits: [C, G] float64, assignments whose expert is in VRAM, for each placement.
-        seconds: [C, G] float64, time of these tokens, for each placement.
-    """
-
-    tokens: NDArray[np.float64]
-    hits: NDArray[np.float64]
-    seconds: NDArray[np.float64]
 
 
 def decode_clock(
@@ -78,6 +121,7 @@ def decode_clock(
 
     The weights outside the experts are read whole for each token, the embedding included: of it
     only one row is needed where it is not the output matrix too, so that the time errs upwards.
+    Without a link between the tiers both are memory of the host, and copies are priced as reads.
 
     Args:
         profile: of the machine.
@@ -91,73 +135,14 @@ def decode_clock(
     vram = profile.expert_time("vram", weight_format)
     ram = profile.expert_time("ram", weight_format)
     dense = profile.dense_time
+    read_s = 1 / profile.tiers["ram"].read_bytes_per_s
+    link = profile.links.get("ram-vram")
     return DecodeClock(
         dense_s=dense.fixed_s * shape.num_layers + dense.s_per_byte * shape.dense_bytes,
         round_trip_s=profile.round_trip_s,
         vram_expert_s=np.array([vram(size) for size in expert_bytes]),
         ram_expert_s=np.array([ram(size) for size in expert_bytes]),
         tiers_overlap=profile.tiers_overlap,
+        copy=Time(0.0, read_s) if link is None else Time(link.latency_s, 1 / link.bytes_per_s),
+        ram_s_per_byte=read_s,
     )
-
-
-def replay_decode(
-    trace: Trace,
-    clock: DecodeClock,
-    placements: Sequence[NDArray[np.bool_]],
-    fold: NDArray[np.int64],
-) -> Replay:
-    """Replay every decoded token of a trace against placements.
-
-    Args:
-        trace: whose rows are read, one layer at a time.
-        clock: prices a token.
-        placements: C arrays [F, L, E] bool, the cells in VRAM for the documents of each fold.
-        fold: [G] int64, of each document group of the trace.
-    """
-    group_of = _group_of_sequence(trace)
-    shape = (len(placements), len(fold))
-    replay = Replay(np.zeros(shape[1]), np.zeros(shape), np.zeros(shape))
-    for domain in trace.domains:
-        for row, layer in enumerate(trace.shape.moe_layers):
-            routing = trace.routing(layer, domain)
-            decoded = routing.phase == _DECODE
-            group = group_of[routing.sequence[decoded]]
-            if row == 0:
-                replay.tokens[:] += np.bincount(group, minlength=shape[1])
-            _replay_layer(replay, clock, row, (group, routing.experts[decoded]), placements, fold)
-    replay.seconds[:] += replay.tokens * clock.dense_s
-    return replay
-
-
-def _replay_layer(
-    replay: Replay,
-    clock: DecodeClock,
-    row: int,
-    tokens: tuple[NDArray[np.int64], NDArray[np.uint16]],
-    placements: Sequence[NDArray[np.bool_]],
-    fold: NDArray[np.int64],
-) -> None:
-    """Add one layer's hits and seconds; `tokens` holds group [T] and experts [T, K]."""
-    group, experts = tokens
-    chosen = experts != NO_EXPERT
-    expert_ids = np.where(chosen, experts, 0)
-    fold_of_token = fold[group][:, None]
-    for index, in_vram in enumerate(placements):
-        num_vram = (in_vram[fold_of_token, row, expert_ids] & chosen).sum(axis=1)
-        seconds = clock.layer_seconds(row, num_vram, chosen.sum(axis=1) - num_vram)
-        replay.hits[index] += np.bincount(group, num_vram, len(fold))
-        replay.seconds[index] += np.bincount(group, seconds, len(fold))
-
-
-def _group_of_sequence(trace: Trace) -> NDArray[np.int64]:
-    """Index into the groups of `Trace.cell_counts` for every sequence number."""
-    documents = trace.documents()
-    documents["domain"] = documents["domain"].map(trace.domains.index)
-    counted = trace.counts()[["domain", "document_group"]].drop_duplicates()
-    counted["domain"] = counted["domain"].astype(object).map(trace.domains.index)
-    counted = counted.astype(np.int64).sort_values(["domain", "document_group"])
-    counted["group"] = np.arange(len(counted))
-    known = documents.merge(counted, on=["domain", "document_group"])
-    group_of = np.zeros(int(documents["sequence"].max()) + 1, np.int64)
-    group_of[known["sequence"].to_numpy(np.int64)] = known["group"].to_numpy(np.int64)
-    return group_of

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.analyze.coverage import deal_folds
 from moeprof.analyze.intervals import (
     degrees_of_freedom,
     interval,
@@ -14,6 +13,7 @@ from moeprof.analyze.intervals import (
     student_quantile,
 )
 from moeprof.placement import Estimate
+from moeprof.trace.folds import deal_folds
 
 NUM_RESAMPLES = 200
 
@@ -125,21 +125,81 @@ def _share(hits: NDArray[np.float64], totals: NDArray[np.float64], degrees: int)
     return Estimate(_rounded(value), _rounded(low), _rounded(high))
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A sum over documents, and the same sum in each resample of them.
+
+    Attributes:
+        value: of the documents as they are.
+        resampled: [R] float64.
+    """
+
+    value: float
+    resampled: NDArray[np.float64]
+
+
+def total(of_group: NDArray[np.float64], split: Split) -> Total:
+    """The sum of figures of each document group, [G]; whatever they depend on is kept as it is."""
+    return Total(float(of_group.sum()), split.weights @ of_group)
+
+
+def ratio(part: Total, whole: Total, degrees: int) -> Estimate:
+    """`part / whole` with a 95 % interval over documents.
+
+    Both are resampled together, so that what makes a document heavy in both does not widen it.
+
+    Args:
+        part: numerator.
+        whole: denominator; its value is above 0.
+        degrees: of freedom; below 1 there is no interval.
+    """
+    usable = whole.resampled > 0
+    drawn = part.resampled[usable] / whole.resampled[usable]
+    return _spread(part.value / whole.value, drawn, degrees)
+
+
+def gain(base: Total, own: Total, degrees: int) -> Estimate:
+    """How much less `own` is than `base`: `base / own - 1`, as `ratio` with its interval."""
+    found = ratio(base, own, degrees)
+    low, high = (None if end is None else _rounded(end - 1) for end in (found.low, found.high))
+    return Estimate(_rounded(found.value - 1), low, high)
+
+
 def speed(tokens: NDArray[np.float64], seconds: NDArray[np.float64], split: Split) -> Estimate:
     """Tokens per second, with a 95 % interval over documents; the sets are kept as they are.
 
     Args:
-        tokens: [G] float64, of each document group; not all 0.
-        seconds: [G] float64, what these tokens take.
+        tokens: [G] float64, of each document group.
+        seconds: [G] float64, what these tokens take; not all 0.
         split: its resamples are used.
     """
-    value = float(tokens.sum() / seconds.sum())
-    drawn = split.weights @ seconds
-    resampled = (split.weights @ tokens)[drawn > 0] / drawn[drawn > 0]
-    if split.degrees < 1:
+    return ratio(total(tokens, split), total(seconds, split), split.degrees)
+
+
+def hit_share(
+    hits: NDArray[np.float64], assignments: NDArray[np.float64], split: Split
+) -> Estimate:
+    """Share of assignments that hit, with a 95 % interval over documents; sets stay as they are.
+
+    Args:
+        hits: [G] float64, of each document group.
+        assignments: [G] float64; not all 0.
+        split: its resamples are used.
+    """
+    return ratio(total(hits, split), total(assignments, split), split.degrees)
+
+
+def is_clear(found: Estimate, least: float) -> bool:
+    """Whether a gain is at least so large, and its interval excludes none."""
+    return found.low is not None and found.low > 0 and found.value >= least
+
+
+def _spread(value: float, resampled: NDArray[np.float64], degrees: int) -> Estimate:
+    """A figure with the interval that its resamples make."""
+    if degrees < 1:
         return Estimate(_rounded(value), None, None)
-    half = student_quantile(split.degrees) * float(resampled.std())
-    return Estimate(_rounded(value), _rounded(max(0.0, value - half)), _rounded(value + half))
+    half = student_quantile(degrees) * float(resampled.std())
+    return Estimate(_rounded(value), _rounded(value - half), _rounded(value + half))
 
 
 def _rounded(value: float) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.analyze.hot_sets import best_first, cell_bytes
+from moeprof.policies.static_set import static_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +49,12 @@ def solve_greedy(
     """
     sizes = cell_bytes(expert_bytes.tolist(), benefit.shape[1]).ravel()
     gains = benefit.ravel()
-    order = best_first(gains[None], sizes[None])[0]
-    taken = np.zeros(gains.size, np.bool_)
-    if (expert_bytes == expert_bytes[0]).all():
-        taken[order[: budget_bytes // int(expert_bytes[0])]] = True
-        bound = float(gains[taken].sum())
-    else:
-        _take_what_fits(taken, order, sizes, budget_bytes)
+    taken = static_set(gains, sizes, budget_bytes)
+    bound = float(gains[taken].sum())
+    if (expert_bytes != expert_bytes[0]).any():
+        order = best_first(gains[None], sizes[None])[0]
         bound = _fractional_bound(gains[order], sizes[order], budget_bytes)
     return Solution(taken.reshape(benefit.shape), float(gains[taken].sum()), bound)
-
-
-def _take_what_fits(
-    taken: NDArray[np.bool_], order: NDArray[np.int64], sizes: NDArray[np.int64], room: int
-) -> None:
-    """Mark in `taken` each cell of `order` that still fits when its turn comes."""
-    smallest = int(sizes.min())
-    for cell in order.tolist():
-        if room < smallest:
-            break
-        if sizes[cell] <= room:
-            taken[cell] = True
-            room -= int(sizes[cell])
 
 
 def _fractional_bound(gains: NDArray[np.float64], sizes: NDArray[np.int64], room: int) -> float:

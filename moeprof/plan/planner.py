@@ -1,14 +1,13 @@
 """From a trace, a model and a budget to a placement."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.analyze.floor import num_simulations, uniform_counts
-from moeprof.errors import CapacityError, PlacementError
-from moeprof.hardware import HardwareProfile
+from moeprof.errors import PlacementError
 from moeprof.placement import (
     AS_STORED,
     Baseline,
@@ -24,14 +23,14 @@ from moeprof.placement import (
     TraceOrigin,
 )
 from moeprof.plan.baselines import BASELINES
-from moeprof.plan.budget import expert_budget
-from moeprof.plan.cost import decode_clock, replay_decode
+from moeprof.plan.budget import check_ram, expert_budget
 from moeprof.plan.evaluation import speed
+from moeprof.plan.played import Clocks, clocks_of, play_sets
 from moeprof.plan.problem import Candidate, Problem, candidates, make_problem
 from moeprof.plan.request import ModelFacts, PlanRequest
+from moeprof.plan.routed import read_routed
 from moeprof.plan.verdict import verdict
 from moeprof.trace import PHASES, Trace
-from moeprof.units import format_size
 
 
 def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
@@ -52,13 +51,19 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
         CapacityError: the budget cannot hold even what is not an expert, or the machine of the
             hardware profile cannot hold the rest.
     """
-    _check_same_model(trace, model)
+    check_same_model(trace, model)
     budget = expert_budget(model, request)
     problem = make_problem(trace, request, model.expert_bytes, budget.experts_available_bytes)
     ways = candidates(problem)
     used = ways[0].vram_bytes()
-    _check_ram(model.total_expert_bytes - used, request.hardware)
-    speeds = _decode_speeds(trace, model, request, ways)
+    check_ram(model.total_expert_bytes - used, request.hardware)
+    clocks = clocks_of(
+        request.hardware,
+        model.shape,
+        request.weight_format or model.shape.dtype,
+        model.expert_bytes,
+    )
+    speeds = _speeds(trace, clocks, ways)
     own, *others = [_prediction(way, speed) for way, speed in zip(ways, speeds, strict=True)]
     baselines = tuple(
         Baseline(rule.name, rule.description, way.vram_bytes(), predicted)
@@ -83,11 +88,18 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
             seed=request.seed,
         ),
         verdict=verdict(problem.phase, solution.in_vram, own, baselines),
-        notes=tuple(_notes(trace, request, problem)),
+        notes=(*_notes(trace, problem, clocks), *_notes_on_format(request)),
     )
 
 
-def _check_same_model(trace: Trace, model: ModelFacts) -> None:
+def check_same_model(trace: Trace, model: ModelFacts) -> None:
+    """Refuse a trace that is not of this checkpoint.
+
+    Raises:
+        PlacementError: the fingerprints differ.
+        TraceError: the trace does not say of which checkpoint it is.
+    """
+    trace.require("fingerprint", "it cannot be planned for a checkpoint")
     traced = trace.metadata.model
     if traced.fingerprint != model.fingerprint:
         raise PlacementError(
@@ -97,37 +109,33 @@ def _check_same_model(trace: Trace, model: ModelFacts) -> None:
         )
 
 
-def _check_ram(needed: int, profile: HardwareProfile | None) -> None:
-    if profile is not None and needed > profile.tiers["ram"].capacity_bytes:
-        raise CapacityError(
-            f"ram: the experts outside VRAM take {format_size(needed)}, {profile.name} has "
-            f"{format_size(profile.tiers['ram'].capacity_bytes)}",
-            "raise --vram, or use a machine with more memory",
-        )
-
-
-def _decode_speeds(
-    trace: Trace, model: ModelFacts, request: PlanRequest, ways: Sequence[Candidate]
-) -> list[Estimate | None]:
-    """Decoded tokens per second of each candidate; None where nothing can price them."""
+def _speeds(
+    trace: Trace, clocks: Clocks, ways: Sequence[Candidate]
+) -> list[dict[str, Estimate | None]]:
+    """Tokens per second of each candidate in each phase; None where nothing can price them."""
     problem = ways[0].problem
-    if request.hardware is None or not problem.split.num_folds or not problem.has("decode"):
-        return [None] * len(ways)
-    clock = decode_clock(
-        request.hardware,
-        model.shape,
-        request.weight_format or model.shape.dtype,
-        model.expert_bytes,
-    )
-    replay = replay_decode(trace, clock, [way.held_out() for way in ways], problem.split.fold)
-    return [speed(replay.tokens, seconds, problem.split) for seconds in replay.seconds]
+    priced = {"prefill": clocks.prefill is not None, "decode": clocks.decode is not None}
+    wanted = [phase for phase in PHASES if priced[phase] and problem.has(phase)]
+    known = not {"rows", "order", "phase"} & set(trace.metadata.missing)
+    if not wanted or not problem.split.num_folds or not known:
+        return [dict.fromkeys(PHASES) for _ in ways]
+    routed = read_routed(trace, problem.counts)
+    split = problem.split
+    found = []
+    for way in ways:
+        played = play_sets(routed, way.held_out(), split.fold, clocks)
+        speeds: dict[str, Estimate | None] = dict.fromkeys(PHASES)
+        for phase in wanted:
+            index = PHASES.index(phase)
+            speeds[phase] = speed(routed.tokens[index], played.seconds[index], split)
+        found.append(speeds)
+    return found
 
 
-def _prediction(way: Candidate, decode_speed: Estimate | None) -> Prediction:
+def _prediction(way: Candidate, speeds: Mapping[str, Estimate | None]) -> Prediction:
     coverage = way.coverage()
     return Prediction(
-        prefill=_phase_prediction(way, "prefill", coverage["prefill"], None),
-        decode=_phase_prediction(way, "decode", coverage["decode"], decode_speed),
+        *(_phase_prediction(way, phase, coverage[phase], speeds[phase]) for phase in PHASES)
     )
 
 
@@ -180,8 +188,9 @@ def _layers(
     )
 
 
-def _notes(trace: Trace, request: PlanRequest, problem: Problem) -> Iterator[str]:
-    num_documents, num_groups = len(trace.documents()), len(problem.counts.group_domain)
+def _notes(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:
+    num_documents = sum(domain.documents for domain in trace.metadata.domains)
+    num_groups = len(problem.counts.group_domain)
     folds = problem.split.num_folds
     if folds:
         yield (
@@ -195,11 +204,31 @@ def _notes(trace: Trace, request: PlanRequest, problem: Problem) -> Iterator[str
         )
     if num_groups < num_documents:
         yield f"the documents are dealt to {num_groups} groups, which stand for documents"
-    if request.hardware is None:
-        yield "tokens_per_s is not predicted: no hardware profile was given"
-    elif not problem.has("decode"):
-        yield "tokens_per_s is not predicted: the trace has no decode tokens"
-    else:
-        yield "tokens_per_s is of a single sequence in decode; prefill is not priced"
+    yield from _notes_on_speed(trace, problem, clocks)
     if not trace.metadata.complete:
         yield "the trace is not complete: moeprof trace --resume continues it"
+
+
+def _notes_on_format(request: PlanRequest) -> Iterator[str]:
+    chosen = request.dense_format
+    if chosen != "stored":
+        yield (
+            f"linear layers outside the experts are sized in {chosen}: run with --dense-format "
+            f"{chosen}"
+        )
+
+
+def _notes_on_speed(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:
+    unknown = "tokens_per_s is not predicted"
+    if clocks.decode is None:
+        yield f"{unknown}: no hardware profile was given"
+    elif not trace.has_rows:
+        yield (f"{unknown}: the trace holds counts only, not which experts a token chose together")
+    elif {"order", "phase"} & set(trace.metadata.missing):
+        yield f"{unknown}: the trace does not say the order or the phase of its tokens"
+    else:
+        yield "tokens_per_s is of a single sequence"
+        if not problem.has("decode"):
+            yield f"{unknown} for decode: the trace has no decode tokens"
+        if clocks.prefill is None and problem.has("prefill"):
+            yield f"{unknown} for prefill: the hardware profile has no expert_batch_time"

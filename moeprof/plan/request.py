@@ -53,6 +53,7 @@ class PlanRequest:
         hardware: the machine's profile; None leaves speeds unpredicted.
         weight_format: of the experts while running: `q8_0`, `q4_0` or `bf16`; None leaves it open
             and takes their size in the checkpoint.
+        dense_format: of the linear layers outside the experts while running: `q8_0`, or `stored`.
     """
 
     vram_bytes: int
@@ -64,6 +65,7 @@ class PlanRequest:
     seed: int = 0
     hardware: HardwareProfile | None = None
     weight_format: str | None = None
+    dense_format: str = "stored"
 
     def __post_init__(self) -> None:
         if self.phase is not None and self.phase not in PHASE_CHOICES:
@@ -74,3 +76,35 @@ class PlanRequest:
             raise ValueError("context_tokens and batch_size must be at least 1")
         if min(self.vram_bytes, self.device_context_bytes, self.seed) < 0:
             raise ValueError("vram_bytes, device_context_bytes and seed must not be negative")
+
+
+# From no copies but those that surely pay to one for every miss.
+CACHE_POLICIES = (
+    "lru",
+    "lfu",
+    "lfru",
+    "lru:uploads=1",
+    "lfu:uploads=1:hysteresis=0.5",
+    "lru+pinned:share=0.5",
+    "lru+pinned:share=0.75",
+    "lfu:uploads=1:hysteresis=0.5+pinned:share=0.5",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceRequest:
+    """What advice is asked for.
+
+    Attributes:
+        plan: the budget and the wishes, as for a plan; its `phase` is not looked at.
+        policies: of the caches to try, as `moeprof simulate --policy` takes them.
+        sweep: further budgets in bytes, ascending.
+    """
+
+    plan: PlanRequest
+    policies: tuple[str, ...] = CACHE_POLICIES
+    sweep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if list(self.sweep) != sorted(self.sweep):
+            raise ValueError(f"sweep must ascend, got {self.sweep}")

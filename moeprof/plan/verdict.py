@@ -10,7 +10,9 @@ from moeprof.placement import Baseline, Estimate, PhasePrediction, Prediction, V
 _UNTRACED = ("all_ram", "first_layers")
 # A predicted gain below this is not told from none: predictions have been that far from what was
 # measured (README, "Measured").
-_LEAST_GAIN = 1.1
+LEAST_GAIN = 1.1
+# The same for hit rates, where no speed is predicted.
+LEAST_EXTRA_HITS = 0.05
 
 
 def verdict(
@@ -76,4 +78,4 @@ def _coverage(entry: PhasePrediction) -> float:
 
 
 def _gains_nothing(own: Estimate | None, other: Estimate | None) -> bool:
-    return own is not None and other is not None and own.value <= _LEAST_GAIN * other.value
+    return own is not None and other is not None and own.value <= LEAST_GAIN * other.value

@@ -24,7 +24,7 @@ from moeprof.report.tables import percent
 _BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#8C8C8C"
 _TIER_COLOURS = {Tier.VRAM: _BLUE, Tier.RAM: "#F0C87A", Tier.NVME: "#D9D9D9"}
 _DOTS_PER_INCH = 150
-_TITLE_LETTERS_PER_INCH = 8.4  # of figure width, at the size that `_set_title` uses
+_TITLE_LETTERS_PER_INCH = 8.4  # of figure width, at the size that `set_title` uses
 _LARGEST_RATIO = 4.0  # times the uniform share at which the colours of the heat map end
 # line: label, colour, width, share of cells at which the label stands, whether above the line
 _LINES = {
@@ -56,7 +56,7 @@ def coverage_figure(analysis: Analysis) -> Figure:
         axes.set_title(f"{_phase_words(phase)}, {domain}", loc="left", fontsize=11)
         axes.set_xlabel("share of cells (layer, expert) kept")
     panels[0].set_ylabel("share of assignments they serve")
-    _set_title(figure, _coverage_title(curve, analysis.settings.share))
+    set_title(figure, _coverage_title(curve, analysis.settings.share))
     return figure
 
 
@@ -96,7 +96,7 @@ def heat_map_figure(
         f"In the median layer, the busiest of {num_experts} experts takes {busiest:.1f} times its "
         "even share"
     )
-    _set_title(figure, title)
+    set_title(figure, title)
     return figure
 
 
@@ -127,7 +127,7 @@ def transfer_figure(analysis: Analysis) -> Figure:
     panels[0].set_ylabel("hot set chosen on")
     bar = figure.colorbar(image, ax=panels, format=PercentFormatter(1, decimals=0), shrink=0.85)
     bar.set_label("assignments served, held out")
-    _set_title(figure, _transfer_title(analysis, phases[-1]))
+    set_title(figure, _transfer_title(analysis, phases[-1]))
     return figure
 
 
@@ -162,11 +162,11 @@ def placement_figure(
     figure.legend(handles=handles, loc="outside right upper", frameon=False, title="tier")
     if title is None:
         title = f"{used[0].label} holds {counted[used[0]]} of {tier_of.size} experts"
-    _set_title(figure, title)
+    set_title(figure, title)
     return figure
 
 
-def _set_title(figure: Figure, text: str) -> None:
+def set_title(figure: Figure, text: str) -> None:
     """Write the finding above the panels, broken into lines that fit."""
     width = int(_TITLE_LETTERS_PER_INCH * figure.get_figwidth())
     wrapped = textwrap.fill(text, width)

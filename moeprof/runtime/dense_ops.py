@@ -219,6 +219,57 @@ def _(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> list[T
     return [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
 
 
+@custom_op("moeprof::q8_row_products", mutates_args=())
+def q8_row_products(
+    row: Tensor, weights: list[Tensor], scales: list[Tensor], biases: list[Tensor | None]
+) -> list[Tensor]:
+    """As `row_products`, of matrices in `q8_0`.
+
+    Args:
+        row: [..., K] with one row, contiguous, K a multiple of 32.
+        weights: each [N, K] uint8, integers plus 128, contiguous.
+        scales: each [N, K / 32] float16, contiguous.
+        biases: each [N] in the type of `row`, or None.
+
+    Returns:
+        For each matrix [..., N] in the type of `row`; summed in float32.
+    """
+    if not row.is_cuda:
+        return [
+            torch.nn.functional.linear(
+                row.float(), q8_values(weight, scale), None if bias is None else bias.float()
+            ).to(row.dtype)
+            for weight, scale, bias in zip(weights, scales, biases, strict=True)
+        ]
+    outputs = [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
+    _kernels.row_products(
+        row.data_ptr(),
+        [weight.data_ptr() for weight in weights],
+        [_address(bias) for bias in biases],
+        [output.data_ptr() for output in outputs],
+        [weight.shape[0] for weight in weights],
+        row.shape[-1],
+        ELEMENT_NAMES[row.dtype],
+        _stream(row.device),
+        [scale.data_ptr() for scale in scales],
+    )
+    return outputs
+
+
+@q8_row_products.register_fake
+def _(
+    row: Tensor, weights: list[Tensor], scales: list[Tensor], biases: list[Tensor | None]
+) -> list[Tensor]:
+    del scales, biases
+    return [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
+
+
+def q8_values(weight: Tensor, scale: Tensor) -> Tensor:
+    """[N, K] float32, exact: what a matrix in `q8_0` stands for; its parts as `q8_row_products`."""
+    blocks = weight.view(*scale.shape, -1).to(torch.float32) - 128
+    return (blocks * scale.to(torch.float32)[..., None]).view(weight.shape)
+
+
 @custom_op("moeprof::route", mutates_args=())
 def route(
     row: Tensor,

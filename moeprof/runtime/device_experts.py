@@ -1,6 +1,7 @@
 """Computing routed experts on a CUDA device, those in host memory at the same time by the CPU."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -16,6 +17,7 @@ from moeprof.native import Answerer, ExpertLayer, Workers
 from moeprof.native.cuda import check_faults, unavailable
 from moeprof.runtime.host_link import PrefillCosts
 from moeprof.runtime.kernel_call import KernelCall
+from moeprof.runtime.layer_times import DeviceClock
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
 
@@ -62,9 +64,14 @@ class HandOver:
         with torch.cuda.device(device):
             self.exchange = _cuda.Exchange(hidden_size, top_k)
         self._answerer = Answerer(self.exchange.address, hidden_size, top_k, workers, core)
+        self._num_layers = len(kernels)
         for index, kernel in enumerate(kernels):
             self._answerer.set_layer(index, kernel)
         self._answerer.start()
+
+    def take_answer_ns(self) -> list[int]:
+        """For each layer the nanoseconds that timed questions took the host since the last call."""
+        return [self._answerer.take_nanoseconds(index) for index in range(self._num_layers)]
 
     def check(self) -> None:
         """Raise what went wrong on the device or on the host since the last check.
@@ -73,6 +80,27 @@ class HandOver:
             NativeError: something did; what was computed since then is of no use.
         """
         check_faults(self.exchange.take_faults())
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Where layers on a device add up what they do.
+
+    Attributes:
+        meter: assignments.
+        clock: times of decoding; None where nobody asked.
+    """
+
+    meter: Meter
+    clock: DeviceClock | None = None
+
+    def addresses(self, row: int) -> tuple[int, int]:
+        """Of assignments and reads of a layer in the current forward."""
+        return self.meter.device_addresses(row)
+
+    def times_address(self, row: int) -> int:
+        """Of a layer's times in the current forward; 0 where it is not timed."""
+        return 0 if self.clock is None else self.clock.address(row)
 
 
 class DeviceExperts:
@@ -88,7 +116,7 @@ class DeviceExperts:
         packer: of the layer's experts.
         num_experts: routed experts (E).
         hand_over: shared by all layers.
-        meter: where assignments are counted.
+        counted: where assignments and times are added up.
         device: of the experts in VRAM.
     """
 
@@ -98,7 +126,7 @@ class DeviceExperts:
         packer: ExpertPacker,
         num_experts: int,
         hand_over: HandOver,
-        meter: Meter,
+        counted: Counted,
         device: torch.device,
     ) -> None:
         from moeprof.native import _cuda
@@ -109,7 +137,7 @@ class DeviceExperts:
         self._num_experts = num_experts
         self._hidden_size = packer.shape.hidden_size
         self._row = row
-        self._meter = meter
+        self._counted = counted
         self._hand_over = hand_over
         self._decode_tokens = _cuda.DECODE_TOKENS
         self._slot_of = torch.full((num_experts,), -1, dtype=torch.int32, device=device)
@@ -149,6 +177,10 @@ class DeviceExperts:
         self._kernel.set_weights(
             packed.data_ptr(), stride, self._slot_of.data_ptr(), workspace.data_ptr()
         )
+
+    def begin_step(self) -> None:
+        """Mark on the current stream the moment from which the next timed layer counts."""
+        self._kernel.begin_step(torch.cuda.current_stream(self._slot_of.device).cuda_stream)
 
     def set_host(
         self, addresses: NDArray[np.int64], room: "_cuda.HostRoom | None", costs: PrefillCosts
@@ -198,12 +230,13 @@ class DeviceExperts:
     def launch(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Enqueue the computation on the current stream."""
         call = KernelCall.of(hidden_states, top_k_index, top_k_weights)
-        counts = self._meter.device_addresses(self._row)
+        counts = self._counted.addresses(self._row)
         if len(call.rows) > self._decode_tokens:
             self._prefill(call, counts)
-        else:
-            stream = torch.cuda.current_stream(call.rows.device).cuda_stream
-            self._kernel.forward(stream, *call.arguments(), *counts)
+            return call.output
+        stream = torch.cuda.current_stream(call.rows.device).cuda_stream
+        times = self._counted.times_address(self._row)
+        self._kernel.forward(stream, *call.arguments(), *counts, nanoseconds=times)
         return call.output
 
     def _prefill(self, call: KernelCall, counts: tuple[int, int]) -> None:

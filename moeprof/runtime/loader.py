@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
+from moeprof.checkpoint.dense_layers import DENSE_FORMATS
 from moeprof.checkpoint.device import resolve_device
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.skeleton import build_skeleton, load_config, text_config
@@ -26,6 +27,7 @@ from moeprof.runtime.kept_stores import KeptStore
 from moeprof.runtime.kernel_call import DTYPES
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.model import LoadedModel, SplitModel
+from moeprof.runtime.q8_linear import quantize_dense
 from moeprof.runtime.shells import load_without_experts
 from moeprof.runtime.split import ExpertsRequest, SplitExperts, make_experts
 from moeprof.runtime.stores import SlotTable
@@ -43,12 +45,15 @@ class LoadOptions(TypedDict, total=False):
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
         weight_format: `q8_0`, `q4_0`, `bf16`, or `stored` for torch's own arithmetic in `dtype`;
             None for the placement's, see `choose_format`.
+        dense_format: of the linear layers outside the experts, `q8_0`, or `stored` for `dtype`;
+            which ones, see `quantizable_linears`.
         num_threads: threads that compute experts in host memory; None for one per physical core.
         within_budget: whether to refuse a model that overruns the VRAM of its plan; True unless
             given. A replay compares routing, in the trace's element type, whatever was planned.
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
         progress: told how far reading is, of `DENSE` and then of `EXPERTS`, in bytes as stored.
+        layer_times: whether to add up the time of decoding layer by layer.
         store: directory that keeps packed experts for the next start; None to keep none.
         tell: called with a line on what is kept.
     """
@@ -56,9 +61,11 @@ class LoadOptions(TypedDict, total=False):
     device: str
     dtype: str
     weight_format: str | None
+    dense_format: str
     num_threads: int | None
     within_budget: bool
     movable: bool
+    layer_times: bool
     progress: LoadProgress | None
     store: Path | None
     tell: Callable[[str], object] | None
@@ -129,6 +136,7 @@ def _load(
     weight_format = choose_format(
         placement, options.get("weight_format"), checkpoint.shape.dtype, element
     )
+    dense_format = _dense_format(options.get("dense_format", STORED))
     skeleton = build_skeleton(config, element)
     modules = find_moe_layers(skeleton)
     table = SlotTable.from_tiers(tier_of)
@@ -143,18 +151,25 @@ def _load(
             num_threads=options.get("num_threads"),
             meter=meter,
             movable=options.get("movable", False),
+            timed=options.get("layer_times", False),
         )
     )
     mapped = map_checkpoint(skeleton, modules, checkpoint.weights)
     progress = options.get("progress")
     with TensorReader(checkpoint.path) as reader, _kept(checkpoint, experts, options) as kept:
         dense = lazy_weights(mapped.dense, reader, DENSE, progress)
-        loaded = load_without_experts(checkpoint.path, skeleton, modules, dense, element).to(place)
+        loaded = load_without_experts(checkpoint.path, skeleton, modules, dense, element)
+        if dense_format != STORED:
+            quantize_dense(loaded, find_moe_layers(loaded), place, experts.workers)
+        loaded = loaded.to(place)
         _fill(experts, _Source(checkpoint, skeleton, mapped, reader), kept, progress)
     for found, layer in zip(find_moe_layers(loaded), experts.layers(), strict=True):
         attach(found.module, layer)
+    clock = experts.clock
+    if clock is not None:
+        loaded.register_forward_pre_hook(lambda module, given: clock.begin_step())
     loaded.set_experts_implementation(IMPLEMENTATION)
-    return SplitModel(loaded, checkpoint, experts, meter, place, element)
+    return SplitModel(loaded, checkpoint, experts, meter, place, element, dense_format)
 
 
 def _read(placement: Placement, model: str | Path | None) -> Checkpoint:
@@ -165,6 +180,14 @@ def _read(placement: Placement, model: str | Path | None) -> Checkpoint:
             raise
         hint = "name the model that the placement is for with --model"
         raise UnsupportedModelError(f"placement: its model is not there: {error}", hint) from error
+
+
+def _dense_format(name: str) -> str:
+    if name not in DENSE_FORMATS:
+        raise UnsupportedModelError(
+            f"dense format {name!r}: not supported", f"use one of {', '.join(DENSE_FORMATS)}"
+        )
+    return name
 
 
 def _element_type(dtype: str, config: PretrainedConfig) -> torch.dtype:

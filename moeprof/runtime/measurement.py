@@ -8,28 +8,36 @@ import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.checkpoint.device import resolve_device
-from moeprof.checkpoint.modules import ExpertsModule, find_moe_layers
 from moeprof.hardware import HardwareProfile, LinkProfile, TierProfile, Time
 from moeprof.model_shape import ModelShape
 from moeprof.placement.tier import Tier
+from moeprof.runtime.layer_times import DENSE, RAM, VRAM, DeviceClock
+from moeprof.runtime.layer_timing import (
+    Decoding,
+    Line,
+    Prefilling,
+    time_decoding,
+    time_prefilling,
+)
 from moeprof.runtime.loader import LoadOptions, load_split
 from moeprof.runtime.model import SplitModel
+from moeprof.runtime.sequence import Sequence as TokenSequence
 from moeprof.runtime.stores import host_memory_bytes
+from moeprof.trace.schema import PHASES
 
 _WARM_UPS = 3
 _REPEATS = 25
+_CONTEXT_TOKENS = 64
 _BANDWIDTH_BYTES = 256 * 2**20  # beyond the last-level cache of common processors
 
 
@@ -43,9 +51,9 @@ def measure_hardware(
 ) -> HardwareProfile:
     """Measure this machine with a model's own experts and layers.
 
-    The time of one expert is the slope of a layer's time over the number of experts it computes
-    for one token; what does not grow with it counts as time outside the experts. Times are split
-    into a time per byte, that of the measured bandwidth, and a fixed rest.
+    The time of one expert is the slope of a layer's time over the number of experts it computes,
+    for one token and for batches; what does not grow with it counts as time outside the experts.
+    Times are split into a time per byte, that of the measured bandwidth, and a fixed rest.
 
     Args:
         model: directory, hub id or checkpoint.
@@ -61,19 +69,20 @@ def measure_hardware(
     place = resolve_device(device)
     context_bytes = device_context_bytes(place)
     checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
-    loaded = load_split(checkpoint, _tiers(checkpoint.shape), device=str(place), dtype=dtype)
     shape, host = checkpoint.shape, torch.device("cpu")
     bandwidth = {Tier.VRAM: read_bandwidth(place), Tier.RAM: read_bandwidth(host)}
-    most = min(shape.top_k, shape.num_experts // 2)
-    decoding = _decode(loaded, most)
-    lines = decoding.lines(most, loaded.experts.expert_bytes[0], bandwidth)
-    slopes = {shape.dtype: (lines, shape.expert_bytes[0])}
+    options: LoadOptions = {"device": str(place), "dtype": dtype}
+    options["layer_times"] = place.type == "cuda"
+    first = _measure(checkpoint, options, bandwidth, shape.expert_bytes[0])
+    found = {shape.dtype: first}
     for weight_format in formats:
-        options: LoadOptions = {"device": str(place), "dtype": dtype}
-        options["weight_format"] = weight_format
-        held = load_split(checkpoint, _tiers(shape), **options)
-        size = held.experts.expert_bytes[0]
-        slopes[weight_format] = (_decode(held, most).lines(most, size, bandwidth), size)
+        given: LoadOptions = {**options, "weight_format": weight_format}
+        found[weight_format] = _measure(checkpoint, given, bandwidth, None)
+    dense_s = next((timed.step_s for timed in found.values() if timed.step_s is not None), None)
+    if dense_s is None:
+        dense_s = first.decoding.dense_s + shape.num_moe_layers * first.lines[Tier.VRAM].fixed_s
+    batch = first.prefilling.outside(first.shortest_s)
+    dense = shape.dense_bytes, bandwidth[Tier.VRAM], shape.num_layers
     return HardwareProfile(
         name=name or _machine_name(place),
         source="measured",
@@ -82,181 +91,139 @@ def measure_hardware(
             tier.label: TierProfile(
                 capacity_bytes=_capacity(place if tier is Tier.VRAM else host),
                 read_bytes_per_s=bandwidth[tier],
-                expert_time={
-                    weight_format: _split(found[tier].slope_s, size, bandwidth[tier], 1)
-                    for weight_format, (found, size) in slopes.items()
-                },
+                expert_time={name: timed.token_time(tier) for name, timed in found.items()},
+                expert_batch_time={name: timed.batch_time(tier) for name, timed in found.items()},
             )
             for tier in bandwidth
         },
         links=_links(place),
-        round_trip_s=max(0.0, lines[Tier.RAM].fixed_s - lines[Tier.VRAM].fixed_s),
+        round_trip_s=max(0.0, first.lines[Tier.RAM].fixed_s - first.lines[Tier.VRAM].fixed_s),
         device_context_bytes=context_bytes,
-        dense_time=_split(
-            decoding.dense_s + shape.num_moe_layers * lines[Tier.VRAM].fixed_s,
-            shape.dense_bytes,
-            bandwidth[Tier.VRAM],
-            shape.num_layers,
-        ),
-        tiers_overlap=place.type == "cuda" and _overlap(decoding, lines, most),
+        dense_time=_split(dense_s, *dense),
+        dense_batch_time=_split(batch.fixed_s, *dense, batch.slope_s),
+        tiers_overlap=place.type == "cuda" and first.decoding.overlaps(first.lines),
     )
 
 
 def _tiers(shape: ModelShape) -> NDArray[np.uint8]:
     """[L, E] uint8: in each layer enough experts in VRAM to choose several sets from."""
-    in_vram = min(shape.num_experts // 2, 2 * shape.top_k)
     tiers = np.full((shape.num_moe_layers, shape.num_experts), Tier.RAM, np.uint8)
-    tiers[:, :in_vram] = Tier.VRAM
+    tiers[:, : _num_in_vram(shape)] = Tier.VRAM
     return tiers
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Seconds of a layer with k experts of one tier for one token: `fixed_s + slope_s * k`."""
-
-    fixed_s: float
-    slope_s: float
+def _num_in_vram(shape: ModelShape) -> int:
+    return min(shape.num_experts // 2, 2 * shape.top_k)
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoding:
-    """Median seconds while decoding.
+class _Measured:
+    """What was timed of the experts in one format.
 
     Attributes:
-        dense_s: of one token outside the experts modules.
-        layer_s: (experts in VRAM, experts in RAM) -> of the experts of one layer.
+        expert_bytes: of one expert, as the profile counts them.
+        bandwidth: bytes per second of each tier.
+        decoding: of single tokens.
+        prefilling: of batches.
+        step_s: of a captured step less what grows with its experts; None where none is captured.
     """
 
-    dense_s: float
-    layer_s: dict[tuple[int, int], float]
+    expert_bytes: int
+    bandwidth: Mapping[Tier, float]
+    decoding: Decoding
+    prefilling: Prefilling
+    step_s: float | None
 
-    def lines(
-        self, most: int, expert_bytes: int, bandwidth: Mapping[Tier, float]
-    ) -> dict[Tier, _Line]:
-        """The line of each tier, no flatter than memory allows; see `line`."""
-        return {tier: self.line(tier, most, expert_bytes / bandwidth[tier]) for tier in bandwidth}
+    @property
+    def shortest_s(self) -> dict[Tier, float]:
+        """Seconds that one expert takes at least, to be read."""
+        return {tier: self.expert_bytes / speed for tier, speed in self.bandwidth.items()}
 
-    def line(self, tier: Tier, most: int, shortest_s: float) -> _Line:
-        """The line through the times with one and with `most` experts of a tier.
+    @property
+    def lines(self) -> dict[Tier, Line]:
+        """Seconds of a layer of one token by its number of experts of each tier."""
+        return self.decoding.lines(self.shortest_s)
 
-        Args:
-            tier: vram or ram.
-            most: the largest number of experts timed.
-            shortest_s: what one expert takes at least, to be read.
-        """
-        one, many = (
-            self.layer_s[(count, 0) if tier is Tier.VRAM else (0, count)] for count in (1, most)
-        )
-        slope = max((many - one) / (most - 1) if most > 1 else one, shortest_s)
-        return _Line(max(0.0, one - slope), slope)
+    def token_time(self, tier: Tier) -> Time:
+        """Of one expert for one token."""
+        return _split(self.lines[tier].slope_s, self.expert_bytes, self.bandwidth[tier])
+
+    def batch_time(self, tier: Tier) -> Time:
+        """Of one expert for many tokens."""
+        line = self.prefilling.lines(self.shortest_s)[tier]
+        return _split(line.fixed_s, self.expert_bytes, self.bandwidth[tier], 1, line.slope_s)
 
 
-def _decode(loaded: SplitModel, most: int) -> _Decoding:
-    """Decode tokens whose experts are dictated, and time the inside and the outside of layers.
+def _measure(
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    bandwidth: Mapping[Tier, float],
+    expert_bytes: int | None,
+) -> _Measured:
+    """Load the model, time it, and let go of it; without `expert_bytes` those that are read."""
+    shape = checkpoint.shape
+    loaded = load_split(checkpoint, _tiers(shape), **options)
+    size = expert_bytes or loaded.experts.expert_bytes[0]
+    decoding = time_decoding(loaded, min(shape.top_k, shape.num_experts // 2))
+    prefilling = time_prefilling(loaded, _num_in_vram(shape) // 2)
+    timed = _Measured(size, bandwidth, decoding, prefilling, None)
+    return replace(timed, step_s=_step_seconds(loaded, timed.lines))
 
-    What a layer takes depends on what ran before it (caches, clocks, sleeping threads), so it is
-    timed inside a real forward. The mixes of tiers take turns, so that what disturbs one disturbs
-    the others, and every call uses other experts.
+
+def _step_seconds(loaded: SplitModel, lines: Mapping[Tier, Line]) -> float | None:
+    """Seconds of a step as `run` decodes on CUDA, less what grows with the experts in it.
+
+    Steps are captured there, which makes everything outside the experts much faster than in the
+    forwards whose routing is dictated. Their stamps say what the experts take.
+    """
+    clock = loaded.experts.clock
+    if not isinstance(clock, DeviceClock):
+        return None
+    sequence = TokenSequence(loaded, _CONTEXT_TOKENS)
+    sequence.prefill([1, 2, 3, 4])
+    for turn in range(_WARM_UPS):
+        sequence.step(turn)
+    loaded.synchronize()
+    loaded.meter.reset()
+    clock.reset()
+    begin = time.perf_counter()
+    for turn in range(_REPEATS):
+        sequence.step(turn)
+    loaded.synchronize()
+    seconds = (time.perf_counter() - begin) / _REPEATS
+    loaded.meter.collect()
+    clock.collect()
+    spent_s = clock.spent_ns / (1e9 * _REPEATS)
+    hits = loaded.meter.hits(loaded.table.tier)[PHASES.index("decode")]
+    return step_outside(seconds, spent_s, hits[:, Tier.VRAM] / _REPEATS, lines[Tier.VRAM].slope_s)
+
+
+def step_outside(
+    seconds: float,
+    spent_s: NDArray[np.float64],
+    num_vram: NDArray[np.float64],
+    expert_s: float,
+) -> float:
+    """Seconds of a step less what grows with its experts.
 
     Args:
-        loaded: the model.
-        most: experts per token in the largest mix.
+        seconds: of the step.
+        spent_s: [L, 4] seconds, the parts of each layer as in `LayerClock.spent_ns`, where
+            experts in RAM run beside the others.
+        num_vram: [L] experts in VRAM that the step used.
+        expert_s: seconds of one of them.
     """
-    mixes = sorted({(1, 0), (0, 1), (most, 0), (0, most), _halves(most)})
-    modules = find_moe_layers(loaded.model)
-    num_tokens = _WARM_UPS + -(-_REPEATS * len(mixes) // len(modules))
-    dictation = _Dictation(loaded, modules, mixes)
-    dense = []
-    step = loaded.forward([1, 2, 3, 4], "prefill")
-    for turn in range(num_tokens):
-        dictation.start_token(measured=turn >= _WARM_UPS)
-        loaded.synchronize()
-        begin = time.perf_counter()
-        step = loaded.forward([turn], "decode", step.cache, 4 + turn)
-        loaded.synchronize()
-        if turn >= _WARM_UPS:
-            dense.append(time.perf_counter() - begin - dictation.inside_s)
-    dictation.remove()
-    layer_s = {mix: statistics.median(seconds) for mix, seconds in dictation.seconds.items()}
-    return _Decoding(statistics.median(dense), layer_s)
+    in_layers = spent_s.sum() - spent_s[:, [DENSE, RAM]].sum()
+    fixed = spent_s[:, VRAM].sum() - num_vram.sum() * expert_s
+    return float(seconds - in_layers + max(0.0, fixed))
 
 
-def _halves(most: int) -> tuple[int, int]:
-    return most // 2, most - most // 2
-
-
-class _Dictation:
-    """Replaces the routing of every layer by mixes of the tiers in turn, and times the layers."""
-
-    def __init__(
-        self, loaded: SplitModel, modules: list[ExpertsModule], mixes: list[tuple[int, int]]
-    ) -> None:
-        self.inside_s = 0.0
-        self.seconds: dict[tuple[int, int], list[float]] = {mix: [] for mix in mixes}
-        self._loaded = loaded
-        self._turns = cycle(mixes)
-        self._random = np.random.default_rng(0)
-        self._mix = mixes[0]
-        self._begin = 0.0
-        self._measured = False
-        self._hooks = [experts.module.register_forward_pre_hook(self._start) for experts in modules]
-        self._hooks += [experts.module.register_forward_hook(self._stop) for experts in modules]
-
-    def remove(self) -> None:
-        """Leave the routing to the model again."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def start_token(self, measured: bool) -> None:
-        """Start adding up the time inside layers."""
-        self.inside_s = 0.0
-        self._measured = measured
-
-    def _start(
-        self, module: nn.Module, args: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...] | None:
-        hidden, index, *rest = args
-        if hidden.shape[0] > 1:
-            return None
-        self._mix = next(self._turns)
-        tiers = self._loaded.table.tier[0]
-        dictated = torch.full_like(index, len(tiers))  # no expert
-        chosen = np.concatenate(
-            [
-                self._random.choice(np.flatnonzero(tiers == tier), count, replace=False)
-                for tier, count in zip((Tier.VRAM, Tier.RAM), self._mix, strict=True)
-            ]
-        )
-        dictated[0, : len(chosen)] = torch.from_numpy(chosen).to(index)
-        rest[0] = torch.full_like(rest[0], 1 / rest[0].shape[-1])
-        self._loaded.synchronize()
-        self._begin = time.perf_counter()
-        return (hidden, dictated, *rest)
-
-    def _stop(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: object) -> None:
-        if args[0].shape[0] > 1:
-            return
-        self._loaded.synchronize()
-        seconds = time.perf_counter() - self._begin
-        self.inside_s += seconds
-        if self._measured:
-            self.seconds[self._mix].append(seconds)
-
-
-def _overlap(decoding: _Decoding, lines: dict[Tier, _Line], most: int) -> bool:
-    """Whether a layer with both tiers takes the longer part rather than the sum of both."""
-    num_vram, num_ram = _halves(most)
-    fixed = lines[Tier.VRAM].fixed_s
-    vram = lines[Tier.VRAM].slope_s * num_vram
-    ram = lines[Tier.RAM].slope_s * num_ram + max(0.0, lines[Tier.RAM].fixed_s - fixed)
-    together = decoding.layer_s[num_vram, num_ram] - fixed
-    return abs(together - max(vram, ram)) < abs(together - vram - ram)
-
-
-def _split(seconds: float, num_bytes: int, bytes_per_s: float, calls: int) -> Time:
+def _split(
+    seconds: float, num_bytes: int, bytes_per_s: float, calls: int = 1, s_per_token: float = 0.0
+) -> Time:
     """A time per byte at the measured bandwidth and a fixed rest per call, exact for `seconds`."""
     per_byte = min(1 / bytes_per_s, seconds / num_bytes)
-    return Time(max(0.0, seconds - per_byte * num_bytes) / calls, per_byte)
+    return Time(max(0.0, seconds - per_byte * num_bytes) / calls, per_byte, s_per_token)
 
 
 def read_bandwidth(device: torch.device) -> float:

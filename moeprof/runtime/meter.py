@@ -9,6 +9,8 @@ from moeprof.model_shape import ModelShape
 from moeprof.placement.tier import Tier
 from moeprof.trace.schema import PHASES
 
+_DECODE = PHASES.index("decode")
+
 
 class Meter:
     """Counts of a run, apart for each phase; nothing is timed here.
@@ -33,6 +35,16 @@ class Meter:
         self._on_device: torch.Tensor | None = None
         self._phase = 0
         self._calls = np.zeros(shape.num_moe_layers, np.int64)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the current forward is one of decoding."""
+        return self._phase == _DECODE
+
+    @property
+    def num_decoded(self) -> int:
+        """Tokens fed while decoding."""
+        return int(self.tokens[_DECODE])
 
     def reset(self) -> None:
         """Forget every count."""

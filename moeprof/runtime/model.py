@@ -50,6 +50,7 @@ class SplitModel:
         meter: what it routed so far.
         device: of everything outside the experts and of the vram tier.
         dtype: element type of activations and of the weights outside the experts.
+        dense_format: of the linear layers outside the experts, `q8_0` or `stored` for `dtype`.
     """
 
     model: PreTrainedModel
@@ -58,6 +59,7 @@ class SplitModel:
     meter: Meter
     device: torch.device
     dtype: torch.dtype
+    dense_format: str
 
     @property
     def stores(self) -> Mapping[Tier, Store]:

@@ -1,50 +1,21 @@
 """From an expert's parameters, as its module lays them out, to the packed bytes of the kernels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moeprof.checkpoint.expert_layout import ExpertLayout, Gating, read_gating, read_layout
-from moeprof.checkpoint.modules import ExpertsModule
-from moeprof.checkpoint.packed_shape import PackedShape, matrix_sizes, packed_shape
+from moeprof.checkpoint.packed_shape import PackableExperts
 from moeprof.native import Workers, quantize_expert
 from moeprof.runtime.kernel_call import ELEMENT_NAMES
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertPacker:
-    """Packs the experts of one layer.
+class ExpertPacker(PackableExperts):
+    """Packs the experts of one layer."""
 
-    Attributes:
-        layout: how the module lays out its parameters.
-        gating: its gated unit.
-        shape: sizes of a packed expert.
-        width: of the experts (F) in the module.
-    """
-
-    layout: ExpertLayout
-    gating: Gating
-    shape: PackedShape
-    width: int
-
-    @classmethod
-    def of(cls, experts: ExpertsModule, weight_format: str) -> "ExpertPacker":
-        """The packer of an experts module.
-
-        Raises:
-            UnsupportedModelError: the kernels cannot compute its experts.
-        """
-        layout = read_layout(experts.module)
-        return cls(
-            layout=layout,
-            gating=read_gating(experts.module, layout),
-            shape=packed_shape(experts, weight_format),
-            width=matrix_sizes(experts)[1],
-        )
+    __slots__ = ()
 
     def pack(
         self, values: Mapping[str, Tensor], packed: NDArray[np.uint8], workers: Workers

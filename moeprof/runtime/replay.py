@@ -61,6 +61,8 @@ def select_documents(spec: str) -> Selection:
     """
     path, _, suffix = (spec, "", "") if Path(spec).exists() else spec.rpartition(":")
     trace = open_trace(path or spec)
+    for what in ("rows", "order", "token_ids", "fingerprint", "assignments"):
+        trace.require(what, "its documents cannot be fed to a model again")
     documents = trace.documents()
     chosen: set[int] = set()
     for name in filter(None, re.split("[,:]", suffix)):

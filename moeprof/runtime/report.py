@@ -10,6 +10,7 @@ import numpy as np
 from moeprof.placement.manifest import Estimate
 from moeprof.placement.tier import Tier
 from moeprof.runtime.formats import STORED
+from moeprof.runtime.layer_times import LayerTimes
 from moeprof.runtime.model import LoadedModel
 from moeprof.runtime.vram import VramReport
 from moeprof.trace.schema import PHASES
@@ -106,6 +107,7 @@ class RunReport:
         model: the checkpoint's name.
         device: of everything outside the experts and of the vram tier.
         dtype: element type of activations and of the weights outside the experts.
+        dense_format: of the linear layers outside the experts; `stored` for `dtype`.
         weight_format: of the experts; `stored` for `dtype` and torch's own arithmetic.
         host_only: whether both tiers lived in host memory.
         tiers: each tier's experts and bytes.
@@ -117,11 +119,13 @@ class RunReport:
         stopped_by: why the last generation ended: `eos`, `max_new_tokens` or `context`.
         replay: the comparison with a trace; None where none was replayed.
         vram: what loading took of the card beside the plan; None without a card.
+        layer_times: where the time of decoding went; None where nobody asked.
     """
 
     model: str
     device: str
     dtype: str
+    dense_format: str
     weight_format: str
     host_only: bool
     tiers: dict[str, TierReport]
@@ -133,6 +137,7 @@ class RunReport:
     stopped_by: str | None = None
     replay: ReplayReport | None = None
     vram: VramReport | None = None
+    layer_times: LayerTimes | None = None
 
     @property
     def replay_is_exact(self) -> bool:
@@ -177,6 +182,7 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
         model=loaded.checkpoint.name,
         device=str(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
+        dense_format=loaded.dense_format,
         weight_format=loaded.experts.weight_format,
         host_only=loaded.device.type == "cpu",
         tiers={
@@ -197,7 +203,15 @@ def make_report(loaded: LoadedModel, seconds: list[float]) -> RunReport:
         },
         moe_layers=loaded.checkpoint.shape.moe_layers,
         vram=loaded.vram,
+        layer_times=_layer_times(loaded, seconds),
     )
+
+
+def _layer_times(loaded: LoadedModel, seconds: list[float]) -> LayerTimes | None:
+    clock = loaded.experts.clock
+    if clock is None:
+        return None
+    return clock.times(loaded.checkpoint.shape.moe_layers, seconds[PHASES.index("decode")])
 
 
 def _phase(loaded: LoadedModel, index: int, seconds: float) -> PhaseReport:

@@ -12,7 +12,10 @@ from moeprof.runtime.kernel_call import ELEMENT_NAMES
 
 _MOST_PRODUCTS = 4
 _CHUNK_BYTES = 16
-_PRODUCTS = torch.ops.moeprof.row_products.default
+_PRODUCTS = (
+    torch.ops.moeprof.row_products.default,
+    torch.ops.moeprof.q8_row_products.default,
+)
 
 
 class RowLinear(nn.Linear):
@@ -56,29 +59,31 @@ class MergeProducts(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         """Rewrite a graph in place."""
-        by_row: dict[Any, list[fx.Node]] = {}
+        alike: dict[Any, list[fx.Node]] = {}
         for node in graph.nodes:
-            if node.target is _PRODUCTS:
-                by_row.setdefault(node.args[0], []).append(node)
-        for row, nodes in by_row.items():
+            if node.target in _PRODUCTS:
+                alike.setdefault((node.target, node.args[0]), []).append(node)
+        for nodes in alike.values():
             for begin in range(0, len(nodes), _MOST_PRODUCTS):
-                _merge(graph, row, nodes[begin : begin + _MOST_PRODUCTS])
+                _merge(graph, nodes[begin : begin + _MOST_PRODUCTS])
 
     def uuid(self) -> str:
         """The key under which torch keeps compiled graphs that went through this pass."""
-        return "moeprof merge products 1"
+        return "moeprof merge products 2"
 
 
-def _merge(graph: fx.Graph, row: fx.Node, nodes: list[fx.Node]) -> None:
-    operands: list[Any] = [node.args for node in nodes]
-    if len(nodes) < 2 or any(len(weights) != 1 for _, weights, _ in operands):
+def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:
+    """Join calls that have an operation and their row in common; the rest of each is lists."""
+    lists: list[Any] = [node.args[1:] for node in nodes]
+    if len(nodes) < 2 or any(len(own) != 1 for parts in lists for own in parts):
         return
-    weights = [own[0] for _, own, _ in operands]
-    biases = [own[0] for _, _, own in operands]
-    if any(isinstance(w, fx.Node) and w.op != "placeholder" for w in (*weights, *biases)):
+    joined = [[own[0] for own in parts] for parts in zip(*lists, strict=True)]
+    given = [part for parts in joined for part in parts]
+    if any(isinstance(part, fx.Node) and part.op != "placeholder" for part in given):
         return
+    operation: Any = nodes[0].target
     with graph.inserting_before(nodes[0]):
-        merged = graph.call_function(_PRODUCTS, (row, weights, biases))
+        merged = graph.call_function(operation, (nodes[0].args[0], *joined))
         parts = [graph.call_function(operator.getitem, (merged, i)) for i in range(len(nodes))]
     merged.meta["val"] = [node.meta["val"][0] for node in nodes]
     for node, part in zip(nodes, parts, strict=True):

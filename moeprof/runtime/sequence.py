@@ -41,6 +41,8 @@ class Sequence:
                 )
             loaded.synchronize()
             loaded.meter.reset()
+            if loaded.experts.clock is not None:
+                loaded.experts.clock.reset()
             self.notes = (*self._decoder.notes, *loaded.experts.notes)
 
     def prefill(self, token_ids: list[int]) -> Tensor:

@@ -13,30 +13,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moeprof.checkpoint.expert_layout import read_layout
 from moeprof.checkpoint.modules import ExpertsModule
-from moeprof.checkpoint.packed_shape import expert_parameters, parameter_shapes
 from moeprof.errors import UnsupportedModelError
 from moeprof.model_shape import ModelShape
 from moeprof.native import ExpertLayer, Workers
-from moeprof.native.cores import physical_cores
+from moeprof.native.cores import physical_cores, resident_workers
 from moeprof.placement.tier import Tier
-from moeprof.runtime.device_experts import DeviceExperts, HandOver
+from moeprof.runtime.device_experts import Counted, DeviceExperts, HandOver
 from moeprof.runtime.experts import LayerExperts
 from moeprof.runtime.formats import STORED
-from moeprof.runtime.host_experts import HostExperts
+from moeprof.runtime.host_experts import HostExperts, TierTimes
 from moeprof.runtime.host_link import HostLayer, HostLink
+from moeprof.runtime.layer_times import DeviceClock, LayerClock
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
+from moeprof.runtime.stored_experts import StoredExperts
 from moeprof.runtime.stores import (
     PackedStore,
-    ParameterSpec,
     SlotTable,
     Store,
     allocate_packed_stores,
-    allocate_stores,
 )
-from moeprof.runtime.torch_experts import TorchExperts
 
 _BANDWIDTH_REPEATS = 25
 
@@ -55,6 +52,7 @@ class ExpertsRequest:
         meter: where assignments are counted.
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
+        timed: whether to add up the time of decoding layer by layer.
     """
 
     modules: list[ExpertsModule]
@@ -65,6 +63,7 @@ class ExpertsRequest:
     num_threads: int | None
     meter: Meter
     movable: bool = False
+    timed: bool = False
 
 
 class SplitExperts(Protocol):
@@ -83,12 +82,20 @@ class SplitExperts(Protocol):
         """`q8_0`, `q4_0`, `bf16`, or `stored` for the model's own type and torch's arithmetic."""
 
     @property
+    def workers(self) -> Workers:
+        """Threads of the host that compute, one per core unless told otherwise."""
+
+    @property
     def expert_bytes(self) -> tuple[int, ...]:
         """For each MoE layer the bytes that computing one expert reads."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what its layers do without, and why; known once they are taken."""
+
+    @property
+    def clock(self) -> LayerClock | None:
+        """Where the time of decoding is added up; None where nobody asked."""
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """Take over one expert.
@@ -154,69 +161,6 @@ def make_experts(request: ExpertsRequest) -> SplitExperts:
     return StoredExperts(request) if request.weight_format == STORED else PackedExperts(request)
 
 
-class StoredExperts:
-    """Experts as the model's own element type has them, computed by torch.
-
-    Args:
-        request: what is to be split.
-    """
-
-    def __init__(self, request: ExpertsRequest) -> None:
-        self._request = request
-        self.notes: tuple[str, ...] = ()
-        self.table = request.table
-        self.weight_format = request.weight_format
-        self._layouts = [read_layout(experts.module) for experts in request.modules]
-        specs = [_specs(experts) for experts in request.modules]
-        self.expert_bytes = tuple(sum(spec.num_bytes for spec in layer) for layer in specs)
-        self.stores = allocate_stores(request.table, specs, request.device)
-
-    def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
-        """See `SplitExperts.put`."""
-        store = self.stores[Tier(self.table.tier[row, expert])]
-        store.put(row, int(self.table.slot[row, expert]), values)
-
-    def layers(self) -> list[LayerExperts]:
-        """See `SplitExperts.layers`."""
-        return [
-            TorchExperts(
-                row=row,
-                num_experts=self._request.shape.num_experts,
-                layout=layout,
-                stores=self.stores,
-                tiers=tuple(Tier(int(tier)) for tier in self.table.tier[row]),
-                slots=tuple(int(slot) for slot in self.table.slot[row]),
-                meter=self._request.meter,
-            )
-            for row, layout in enumerate(self._layouts)
-        ]
-
-    def put_packed(self, row: int, expert: int, packed: NDArray[np.uint8]) -> None:
-        """See `SplitExperts.put_packed`; the kernels do not read these."""
-        raise _not_packed("be packed")
-
-    def packed(self, row: int, expert: int) -> NDArray[np.uint8]:
-        """See `SplitExperts.packed`; the kernels do not read these."""
-        raise _not_packed("be packed")
-
-    def place(self, tier_of: NDArray[np.uint8]) -> None:
-        """See `SplitExperts.place`; these stay where they are."""
-        raise _not_packed("be moved")
-
-    def check(self) -> None:
-        """See `SplitExperts.check`; torch raises on its own."""
-
-    def read_bandwidth(self) -> float:
-        """See `SplitExperts.read_bandwidth`; the kernels do not read these."""
-        raise _not_packed("be read by the kernels")
-
-
-def _not_packed(what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"format stored: its experts cannot {what}", "use --format q8_0, q4_0 or bf16"
-    )
-
-
 class PackedExperts:
     """Experts packed for the kernels; what is on the host is computed by the CPU's.
 
@@ -240,8 +184,11 @@ class PackedExperts:
         self.stores = allocate_packed_stores(self._home, self.expert_bytes, request.device)
         self._vram: Tensor | None = None
         if request.movable and request.device.type == "cuda":
-            planned = allocate_packed_stores(request.table, self.expert_bytes, request.device)
+            planned = allocate_packed_stores(
+                request.table, self.expert_bytes, request.device, [Tier.VRAM]
+            )
             self._vram = planned[Tier.VRAM].memory
+        self.clock = _clock(request) if request.timed else None
         self._workspace: Tensor | None = None
         self._staging = np.empty(max(self.expert_bytes), np.uint8)
 
@@ -252,15 +199,9 @@ class PackedExperts:
 
     @cached_property
     def workers(self) -> Workers:
-        """Resident threads, one per core unless told otherwise.
-
-        With a CUDA device one core is left to the thread that waits for it: a worker that shares
-        its core with another thread makes all others wait.
-        """
-        cores = physical_cores()
-        if self._request.device.type == "cuda" and len(cores) > 1:
-            cores = cores[:-1]
-        return Workers(self._request.num_threads or len(cores), cores)
+        """See `SplitExperts.workers`."""
+        request = self._request
+        return resident_workers(request.num_threads, request.device.type == "cuda")
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """See `SplitExperts.put`."""
@@ -297,7 +238,7 @@ class PackedExperts:
                 self.tell_slots()
             return list(self._on_device)
         return [
-            HostExperts(row, kernel, self.workers, self._request.meter)
+            HostExperts(row, kernel, self.workers, self._request.meter, self._tier_times(row))
             for row, kernel in enumerate(self._kernels)
         ]
 
@@ -336,17 +277,22 @@ class PackedExperts:
     def _on_device(self) -> list[DeviceExperts]:
         request = self._request
         request.meter.count_on(request.device)
-        return [
+        clock = self.clock if isinstance(self.clock, DeviceClock) else None
+        counted = Counted(request.meter, clock)
+        layers = [
             DeviceExperts(
                 row,
                 packer,
                 request.shape.num_experts,
                 self._hand_over,
-                request.meter,
+                counted,
                 request.device,
             )
             for row, packer in enumerate(self._packers)
         ]
+        if clock is not None:
+            clock.stamp_with(layers[0].begin_step, self._hand_over.take_answer_ns)
+        return layers
 
     def _link_host(self) -> None:
         """Let prefills use the experts in host memory; before any slot is told."""
@@ -400,6 +346,9 @@ class PackedExperts:
             speeds.append(num_bytes / seconds if seconds else math.nan)
         return statistics.median(speeds)
 
+    def _tier_times(self, row: int) -> TierTimes | None:
+        return None if self.clock is None else TierTimes(self.clock, self.table.tier[row])
+
     @cached_property
     def _kernels(self) -> list[ExpertLayer]:
         return [self._kernel(row) for row in range(len(self._packers))]
@@ -435,8 +384,10 @@ def _if_on_host(packed: Tensor) -> Tensor | None:
     return packed if packed.is_cpu else None
 
 
-def _specs(experts: ExpertsModule) -> list[ParameterSpec]:
-    """The parameters of one expert of a module, exactly those that its layout computes with."""
-    shapes = parameter_shapes(experts, read_layout(experts.module).parameter_names)
-    dtypes = {name: p.dtype for name, p in expert_parameters(experts.module).items()}
-    return [ParameterSpec(name, shape, dtypes[name]) for name, shape in shapes.items()]
+def _clock(request: ExpertsRequest) -> LayerClock:
+    num_layers = len(request.modules)
+    if request.device.type == "cuda":
+        return DeviceClock(num_layers, request.meter, request.device)
+    return LayerClock(num_layers, request.meter, request.device)
+
+

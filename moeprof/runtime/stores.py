@@ -240,7 +240,10 @@ def allocate_stores(
 
 
 def allocate_packed_stores(
-    table: SlotTable, sizes: Sequence[int], device: torch.device
+    table: SlotTable,
+    sizes: Sequence[int],
+    device: torch.device,
+    tiers: Sequence[Tier] = (Tier.VRAM, Tier.RAM),
 ) -> Mapping[Tier, PackedStore]:
     """The stores of the vram and the ram tier for packed experts, empty.
 
@@ -250,6 +253,7 @@ def allocate_packed_stores(
         table: which tier holds which cell.
         sizes: for each layer the bytes of one packed expert.
         device: the device of the vram tier.
+        tiers: those to allocate.
 
     Raises:
         PlacementError: the placement uses the nvme tier.
@@ -257,12 +261,15 @@ def allocate_packed_stores(
     """
     return {
         tier: PackedStore(tier, place, table.slots_in(tier), sizes)
-        for tier, place in _checked_places(table, sizes, device)
+        for tier, place in _checked_places(table, sizes, device, tiers)
     }
 
 
 def _checked_places(
-    table: SlotTable, sizes: Sequence[int], device: torch.device
+    table: SlotTable,
+    sizes: Sequence[int],
+    device: torch.device,
+    tiers: Sequence[Tier] = (Tier.VRAM, Tier.RAM),
 ) -> list[tuple[Tier, torch.device]]:
     """Where each tier lives, once it is known that it fits there."""
     if (table.tier == Tier.NVME).any():
@@ -270,7 +277,7 @@ def _checked_places(
             "placement: has experts in tier nvme, which this version of moeprof cannot run",
             "make a placement with moeprof plan, which uses vram and ram only",
         )
-    places = [(Tier.VRAM, device), (Tier.RAM, torch.device("cpu"))]
+    places = [(tier, device if tier is Tier.VRAM else torch.device("cpu")) for tier in tiers]
     needed: dict[str, int] = {}
     for tier, place in places:
         slots = table.slots_in(tier)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moeprof.checkpoint.expert_layout import ExpertLayout
 from moeprof.placement.tier import Tier
+from moeprof.runtime.layer_times import DENSE, WAITING, LayerClock
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.stores import ExpertStore
 
@@ -29,6 +30,7 @@ class TorchExperts:
         tiers: for each expert the tier that owns it.
         slots: for each expert its slot there.
         meter: where assignments are counted.
+        clock: where the time of decoding is added up; None where nobody asked.
     """
 
     row: int
@@ -38,6 +40,7 @@ class TorchExperts:
     tiers: tuple[Tier, ...]
     slots: tuple[int, ...]
     meter: Meter
+    clock: LayerClock | None = None
 
     def forward(
         self,
@@ -53,7 +56,11 @@ class TorchExperts:
         placement where all stores share a device, and in float32 it is that of the unmodified
         model.
         """
+        if self.clock is not None:
+            self.clock.lap(self.row, DENSE)
         shares = _shares(self, top_k_index.to("cpu"), top_k_weights.to("cpu"))
+        if self.clock is not None:
+            self.clock.lap(self.row, WAITING)
         outputs: dict[int, Tensor] = {}
         # The device is given its work first; it computes while the host works on its own.
         for tier in (Tier.VRAM, Tier.RAM):
@@ -64,6 +71,8 @@ class TorchExperts:
                 weights = store.expert(self.row, self.slots[expert])
                 chosen = rows[shares[expert].tokens.to(store.device)]
                 outputs[expert] = _compute(module, self.layout, weights, chosen)
+            if self.clock is not None and owned:
+                self.clock.lap_tier(self.row, tier)
         total = torch.zeros_like(hidden_states)
         device = total.device
         for expert in sorted(outputs):
@@ -73,6 +82,8 @@ class TorchExperts:
                 output = module.post_expert_norm(output)  # type: ignore[operator]
             weighted = output * top_k_weights[tokens, slots, None]
             total.index_add_(0, tokens, weighted.to(total.dtype))
+        if self.clock is not None:
+            self.clock.lap(self.row, WAITING)
         return total
 
 

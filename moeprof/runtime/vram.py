@@ -58,7 +58,8 @@ def compare_vram(
             f"vram: the run needs {format_size(report.needed_bytes)}, its plan has "
             f"{format_size(report.budget_bytes)}: loading took {format_size(loaded_bytes)} for "
             f"{format_size(report.planned_bytes)} planned",
-            "plan again with --format set to what you run, or with a smaller --vram",
+            "plan again with --format and --dense-format set to what you run, or with a smaller "
+            "--vram",
         )
     if later > free_bytes:
         raise CapacityError(

@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,33 +14,20 @@ from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
-from moeprof.trace import schema
+from moeprof.trace import columns, schema
+from moeprof.trace.columns import LayerRouting, Tokens
 from moeprof.trace.counts import CellCounts
+from moeprof.trace.counts_only import verify_counts
+from moeprof.trace.origin import UNSAID
 from moeprof.trace.tally import PARTS_KEY, Tally
 
-_RESTORE = "restore the file, or trace the corpus anew"
 _RECOUNT = "delete the file; the parts are then counted instead"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRouting:
-    """What one layer routed, one entry per token, in document order.
-
-    Attributes:
-        sequence: [T] uint32.
-        position: [T] uint32.
-        token_id: [T] uint32.
-        phase: [T] uint8, index into `PHASES`.
-        experts: [T, K] uint16 in rank order, `NO_EXPERT` where a slot is empty.
-        weights: [T, K] float16, or None when the trace has none.
-    """
-
-    sequence: NDArray[np.uint32]
-    position: NDArray[np.uint32]
-    token_id: NDArray[np.uint32]
-    phase: NDArray[np.uint8]
-    experts: NDArray[np.uint16]
-    weights: NDArray[np.float16] | None
+_IMPORT = "import it anew, or use a trace recorded by moeprof trace"
+_IMPORT_WITH = {
+    "fingerprint": "import it anew with --model MODEL, the checkpoint that it is of",
+    "expert_bytes": "import it anew with --expert-bytes SIZE, all matrices of one expert as stored",
+    "phase": "import it anew with --phase prefill or --phase decode, if it is of one phase",
+}
 
 
 class Trace:
@@ -78,11 +63,42 @@ class Trace:
 
     @property
     def digest(self) -> str:
-        """Hash that identifies the trace's rows."""
+        """Hash that identifies the trace's rows, or its counts where it has no rows."""
+        origin = self.metadata.origin
+        if origin is not None and origin.counts_sha256 is not None:
+            return origin.counts_sha256
         return schema.parts_digest(self.metadata.parts)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether it says what each token chose; False for imported counts."""
+        return self.metadata.has_rows
+
+    def require(self, what: str, why: str) -> None:
+        """Refuse a trace that was imported from a source that does not say `what`.
+
+        Args:
+            what: a word of `origin.UNSAID`, such as `order`.
+            why: what cannot be done without it, such as `a cache cannot be replayed`.
+
+        Raises:
+            TraceError: the trace does not say it.
+        """
+        origin = self.metadata.origin
+        if origin is not None and what in origin.missing:
+            raise TraceError(
+                f"{self.path}: {why}: it was imported from {origin.format}, which does not say "
+                f"{UNSAID[what]}",
+                _IMPORT_WITH.get(what, _IMPORT),
+            )
+
     def documents(self) -> pd.DataFrame:
-        """One row per document: sequence, domain, name, document_group, *_tokens by phase."""
+        """One row per document: sequence, domain, name, document_group, *_tokens by phase.
+
+        Raises:
+            TraceError: the trace has counts alone.
+        """
+        self.require("rows", "its documents cannot be listed")
         entries = []
         for part in self.metadata.parts:
             footer = self._open(part).schema_arrow.metadata or {}
@@ -130,7 +146,49 @@ class Trace:
         if layer not in self.shape.moe_layers:
             raise ValueError(f"layer {layer}, expected one of {self.shape.moe_layers}")
         table = self._table(domain, [layer])
-        return _layer_routing(table, self.shape.top_k)
+        return columns.layer_routing(table, self.shape.top_k)
+
+    def tokens(self, domain: str | None = None) -> Tokens:
+        """The tokens of one domain (None: all), in the order of the rows of `experts`.
+
+        Raises:
+            ValueError: the trace has no such domain.
+            TraceError: the trace has counts alone.
+        """
+        shape = {"domain": np.uint16, "sequence": np.uint32, "position": np.uint32}
+        found = {name: [np.zeros(0, kind)] for name, kind in (shape | {"phase": np.uint8}).items()}
+        for part, file in self._files(domain):
+            where = self.path / part.path
+            if sorted(columns.layers_of(file, where)) != list(self.shape.moe_layers):
+                raise TraceError(f"{where}: has not one row group for each layer", columns.RESTORE)
+            wanted = ["sequence", "position", "phase"]
+            table = columns.read_groups(file, [0], where, wanted)
+            found["domain"].append(np.full(len(table), self.domains.index(part.domain), np.uint16))
+            found["sequence"].append(columns.numbers(table["sequence"]))
+            found["position"].append(columns.numbers(table["position"]))
+            found["phase"].append(columns.phase_numbers(table["phase"]))
+        return Tokens(**{name: np.concatenate(arrays) for name, arrays in found.items()})
+
+    def experts(self, layer: int, domain: str | None = None) -> NDArray[np.uint16]:
+        """The experts alone of `routing`, which is read much faster.
+
+        Returns:
+            [T, K] uint16 in rank order, `NO_EXPERT` where a slot is empty.
+
+        Raises:
+            ValueError: the model has no such MoE layer, or the trace no such domain.
+            TraceError: the trace has counts alone.
+        """
+        if layer not in self.shape.moe_layers:
+            raise ValueError(f"layer {layer}, expected one of {self.shape.moe_layers}")
+        top_k = self.shape.top_k
+        found = [np.zeros((0, top_k), np.uint16)]
+        for part, file in self._files(domain):
+            where = self.path / part.path
+            index = columns.layers_of(file, where).index(layer)
+            table = columns.read_groups(file, [index], where, ["experts"])
+            found.append(columns.lists(table["experts"], top_k))
+        return np.concatenate(found)
 
     def rows(
         self,
@@ -164,8 +222,9 @@ class Trace:
         """Count every row anew.
 
         Raises:
-            TraceError: an id is out of range or stands twice in a row.
+            TraceError: an id is out of range or stands twice in a row, or there are no rows.
         """
+        self.require("rows", "its rows cannot be counted")
         tally = Tally(self.metadata)
         documents = self.documents().set_index("sequence")["document_group"]
         group_of = np.zeros(int(documents.index.max()) + 1 if len(documents) else 1, np.uint32)
@@ -177,7 +236,7 @@ class Trace:
             except ValueError as error:
                 layer = self.shape.moe_layers[row]
                 where = f"{self.path / part.path}: layer {layer}"
-                raise TraceError(f"{where}: {error}", _RESTORE) from error
+                raise TraceError(f"{where}: {error}", columns.RESTORE) from error
         return tally
 
     def verify(self) -> None:
@@ -186,12 +245,15 @@ class Trace:
         Raises:
             TraceError: the first thing found wrong.
         """
+        if not self.has_rows:
+            verify_counts(self.path / schema.COUNTS_FILE, self.metadata, self.counts())
+            return
         for part in self.metadata.parts:
             with (self.path / part.path).open("rb") as stream:
                 if file_digest(stream, "sha256").hexdigest() != part.sha256:
                     raise TraceError(
                         f"{self.path / part.path}: content differs from its hash in trace.json",
-                        _RESTORE,
+                        columns.RESTORE,
                     )
         tally = self.tally()
         tally.check(self.metadata)
@@ -208,32 +270,36 @@ class Trace:
     def _layers_of_parts(self) -> Iterator[tuple[schema.Part, int, LayerRouting]]:
         for part in self.metadata.parts:
             file = self._open(part)
-            for index, layer in enumerate(_layers_of(file, self.path / part.path)):
+            for index, layer in enumerate(columns.layers_of(file, self.path / part.path)):
                 if layer not in self.shape.moe_layers:
                     where = self.path / part.path
-                    raise TraceError(f"{where}: layer {layer} is no MoE layer", _RESTORE)
+                    raise TraceError(f"{where}: layer {layer} is no MoE layer", columns.RESTORE)
                 row = self.shape.moe_layers.index(layer)
-                table = _read(file, [index], self.path / part.path)
-                yield part, row, _layer_routing(table, self.shape.top_k)
+                table = columns.read_groups(file, [index], self.path / part.path)
+                yield part, row, columns.layer_routing(table, self.shape.top_k)
 
-    def _table(self, domain: str | None, layers: Sequence[int] | None) -> pa.Table:
+    def _files(self, domain: str | None) -> Iterator[tuple[schema.Part, pq.ParquetFile]]:
+        """The parts of one domain (None: all) and their files."""
         if domain is not None and domain not in self.domains:
             raise ValueError(f"domain {domain!r}, expected one of {', '.join(self.domains)}")
+        self.require("rows", "its rows cannot be read")
+        for part in self.metadata.parts:
+            if domain is None or part.domain == domain:
+                yield part, self._open(part)
+
+    def _table(self, domain: str | None, layers: Sequence[int] | None) -> pa.Table:
         unknown = set(layers or ()) - set(self.shape.moe_layers)
         if unknown:
             raise ValueError(f"layers {sorted(unknown)}, expected some of {self.shape.moe_layers}")
         tables = []
-        for part in self.metadata.parts:
-            if domain is not None and part.domain != domain:
-                continue
+        for part, file in self._files(domain):
             where = self.path / part.path
-            file = self._open(part)
             wanted = [
                 index
-                for index, layer in enumerate(_layers_of(file, where))
+                for index, layer in enumerate(columns.layers_of(file, where))
                 if layers is None or layer in layers
             ]
-            table = _read(file, wanted, where).replace_schema_metadata(None)
+            table = columns.read_groups(file, wanted, where).replace_schema_metadata(None)
             name = pa.DictionaryArray.from_arrays(
                 pa.array(np.zeros(len(table), np.int16)), [part.domain]
             )
@@ -246,18 +312,21 @@ class Trace:
     def _stored_counts(self) -> pd.DataFrame | None:
         """The content of counts.parquet; None where it was counted from other parts."""
         path = self.path / schema.COUNTS_FILE
+        remedy = _RECOUNT if self.has_rows else _IMPORT
         if not path.is_file():
-            return None
+            if self.has_rows:
+                return None
+            raise TraceError(f"{path}: missing, but all that this trace has", remedy)
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise TraceError(f"{path}: not a readable Parquet file ({error})", _RECOUNT) from error
+            raise TraceError(f"{path}: not a readable Parquet file ({error})", remedy) from error
         found = table.schema.metadata or {}
-        if found.get(PARTS_KEY, b"").decode() != self.digest:
+        if self.has_rows and found.get(PARTS_KEY, b"").decode() != self.digest:
             return None
         if not table.schema.equals(schema.COUNTS_SCHEMA):
-            difference = _schema_difference(table.schema, schema.COUNTS_SCHEMA)
-            raise TraceError(f"{path}: {difference}", _RECOUNT)
+            difference = schema.columns_difference(table.schema, schema.COUNTS_SCHEMA)
+            raise TraceError(f"{path}: {difference}", remedy)
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
@@ -267,15 +336,20 @@ class Trace:
         try:
             file = pq.ParquetFile(path, pre_buffer=False)
         except FileNotFoundError as error:
-            raise TraceError(f"{path}: missing, but listed in trace.json", _RESTORE) from error
+            raise TraceError(
+                f"{path}: missing, but listed in trace.json", columns.RESTORE
+            ) from error
         except (OSError, pa.ArrowInvalid) as error:
-            raise TraceError(f"{path}: not a readable Parquet file ({error})", _RESTORE) from error
+            raise TraceError(
+                f"{path}: not a readable Parquet file ({error})", columns.RESTORE
+            ) from error
         if not file.schema_arrow.equals(self._row_schema):
-            difference = _schema_difference(file.schema_arrow, self._row_schema)
-            raise TraceError(f"{path}: {difference}", _RESTORE)
+            difference = schema.columns_difference(file.schema_arrow, self._row_schema)
+            raise TraceError(f"{path}: {difference}", columns.RESTORE)
         if file.metadata.num_rows != part.rows:
             raise TraceError(
-                f"{path}: {file.metadata.num_rows} rows, trace.json says {part.rows}", _RESTORE
+                f"{path}: {file.metadata.num_rows} rows, trace.json says {part.rows}",
+                columns.RESTORE,
             )
         return file
 
@@ -309,53 +383,3 @@ def open_trace(path: str | Path) -> Trace:
 def _in_order(counts: pd.DataFrame) -> pd.DataFrame:
     keys = ["domain", "document_group", "phase", "layer", "expert"]
     return counts.astype(dict.fromkeys(keys, str)).sort_values(keys, ignore_index=True)
-
-
-def _layers_of(file: pq.ParquetFile, where: Path) -> list[int]:
-    """The layer of each row group, from its statistics."""
-    column = file.schema_arrow.names.index("layer")
-    layers = []
-    for index in range(file.num_row_groups):
-        statistics = file.metadata.row_group(index).column(column).statistics
-        if statistics is None or statistics.min != statistics.max:
-            raise TraceError(f"{where}: row group {index} is not of a single layer", _RESTORE)
-        layers.append(int(statistics.min))
-    return layers
-
-
-def _read(file: pq.ParquetFile, row_groups: list[int], where: Path) -> pa.Table:
-    try:
-        return file.read_row_groups(row_groups)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise TraceError(f"{where}: damaged ({error})", _RESTORE) from error
-
-
-def _layer_routing(table: pa.Table, top_k: int) -> LayerRouting:
-    def column(name: str) -> NDArray[Any]:
-        array: NDArray[Any] = table[name].combine_chunks().to_numpy(zero_copy_only=False)
-        return array
-
-    def lists(name: str) -> NDArray[Any]:
-        values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy()
-        return values.reshape(-1, top_k)
-
-    phase = pa.compute.equal(table["phase"].cast(pa.string()), schema.PHASES[1])
-    return LayerRouting(
-        sequence=column("sequence"),
-        position=column("position"),
-        token_id=column("token_id"),
-        phase=phase.combine_chunks().to_numpy(zero_copy_only=False).astype(np.uint8),
-        experts=lists("experts"),
-        weights=lists("weights") if "weights" in table.column_names else None,
-    )
-
-
-def _schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
-    for field in expected:
-        index = found.get_field_index(field.name)
-        if index < 0:
-            return f"column '{field.name}' is missing, expected {field.type}"
-        if found.field(index).type != field.type:
-            return f"column '{field.name}' is {found.field(index).type}, expected {field.type}"
-    extra = [name for name in found.names if name not in expected.names]
-    return f"unexpected column '{extra[0]}'" if extra else "columns differ in order or nullability"

@@ -19,6 +19,7 @@ from jsonschema.exceptions import best_match
 from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
 from moeprof.native import NO_EXPERT
+from moeprof.trace.origin import Origin
 
 FORMAT_VERSION = 1
 PHASES = ("prefill", "decode")
@@ -160,6 +161,7 @@ class TraceMetadata:
         domains: the corpus, in the order in which it is traced.
         machine: free text facts on the machine and library versions.
         parts: the committed files; a file not listed here is not part of the trace.
+        origin: where an imported trace came from; None for one that moeprof recorded.
     """
 
     model: ModelIdentity
@@ -168,6 +170,17 @@ class TraceMetadata:
     domains: tuple[Domain, ...]
     machine: dict[str, str]
     parts: tuple[Part, ...] = ()
+    origin: Origin | None = None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What an imported trace does not say, of `origin.UNSAID`; empty for a recorded one."""
+        return () if self.origin is None else self.origin.missing
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there are rows for each token, or counts alone."""
+        return "rows" not in self.missing
 
     @property
     def complete(self) -> bool:
@@ -178,6 +191,8 @@ class TraceMetadata:
         """The text of `trace.json`: sorted keys, one trailing newline."""
         document = {"format": "moeprof-trace", "format_version": FORMAT_VERSION}
         document |= dataclasses.asdict(self)
+        if self.origin is None:
+            del document["origin"]
         return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -207,6 +222,7 @@ class TraceMetadata:
             raise TraceError(f"{where}: {place}: {fault.message}", "trace the corpus anew")
         try:
             shape = _shape(document["shape"])
+            origin = _origin(document.get("origin"))
         except TraceError as error:
             raise TraceError(f"{where}: {error}", "trace the corpus anew") from error
         metadata = cls(
@@ -216,12 +232,19 @@ class TraceMetadata:
             domains=tuple(_domain(entry) for entry in document["domains"]),
             machine=document["machine"],
             parts=tuple(Part(**entry) for entry in document["parts"]),
+            origin=origin,
         )
         metadata._check_parts(where)
         return metadata
 
     def _check_parts(self, where: Path) -> None:
         """Every part once, of a known domain, and with the rows that the domain's tokens make."""
+        if not self.has_rows:
+            if self.parts:
+                raise TraceError(
+                    f"{where}: lists parts, but says that rows are missing", "import it anew"
+                )
+            return
         if len({part.path for part in self.parts}) != len(self.parts):
             raise TraceError(f"{where}: a part is listed twice", "trace the corpus anew")
         rows = dict.fromkeys((domain.name for domain in self.domains), 0)
@@ -260,9 +283,29 @@ def _domain(entry: dict[str, Any]) -> Domain:
     return Domain(**entry)
 
 
+def _origin(entry: dict[str, Any] | None) -> Origin | None:
+    if entry is None:
+        return None
+    for name in ("files", "missing"):
+        entry[name] = tuple(entry[name])
+    return Origin(**entry)
+
+
 def parts_digest(parts: tuple[Part, ...]) -> str:
     """Hash that identifies a set of parts; `counts.parquet` names the one it was counted from."""
     digest = hashlib.sha256()
     for part in sorted(parts, key=lambda part: part.path):
         digest.update(f"{part.path} {part.rows} {part.sha256}\n".encode())
     return digest.hexdigest()
+
+
+def columns_difference(found: pa.Schema, expected: pa.Schema) -> str:
+    """In words, the first thing in which a file's columns are not those expected."""
+    for field in expected:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            return f"column '{field.name}' is missing, expected {field.type}"
+        if found.field(index).type != field.type:
+            return f"column '{field.name}' is {found.field(index).type}, expected {field.type}"
+    extra = [name for name in found.names if name not in expected.names]
+    return f"unexpected column '{extra[0]}'" if extra else "columns differ in order or nullability"

@@ -25,6 +25,7 @@ from moeprof.native import NO_EXPERT, count_assignments
 from moeprof.trace import schema
 from moeprof.trace.reader import Trace, open_trace
 from moeprof.trace.tally import Tally
+from moeprof.whole_files import PARTIAL_FILES, replacing
 
 # Rows are held in memory up to this size before they become a part.
 PART_BYTES = 64 * 2**20
@@ -237,7 +238,7 @@ class TraceWriter:
 
     def _remove_leftovers(self) -> None:
         listed = {part.path for part in self.metadata.parts}
-        for found in [*self.path.glob("domain=*/*.parquet"), *self.path.rglob(".*.partial")]:
+        for found in [*self.path.glob("domain=*/*.parquet"), *self.path.rglob(PARTIAL_FILES)]:
             if str(found.relative_to(self.path)) not in listed:
                 found.unlink()
         (self.path / schema.COUNTS_FILE).unlink(missing_ok=True)
@@ -248,17 +249,9 @@ class TraceWriter:
 
     @contextmanager
     def _replacing(self, target: Path) -> Iterator[Path]:
-        """A temporary name that becomes `target`, complete and synced, or nothing at all."""
-        temporary = target.with_name(f".{target.name}.partial")
-        with _disk_errors(self.path):
-            try:
-                yield temporary
-                _sync(temporary)
-                temporary.replace(target)
-                _sync(target.parent)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        """See `replacing`; errors of the disk become the trace's."""
+        with _disk_errors(self.path), replacing(target) as temporary:
+            yield temporary
 
 
 def write_rows(
@@ -332,14 +325,6 @@ def _in_document_order(blocks: list[TokenBlock]) -> TokenBlock:
         experts=np.concatenate([block.experts for block in blocks], axis=1)[:, order],
         weights=np.concatenate(weights, axis=1)[:, order] if weights else None,
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -14,7 +14,9 @@
 #include "aligned.hpp"
 #include "counting.hpp"
 #include "experts.hpp"
+#include "linear.hpp"
 #include "quantize.hpp"
+#include "replay.hpp"
 
 using namespace moeprof;
 
@@ -143,6 +145,38 @@ Got compute(const Case& given, const Path& path, unsigned num_threads) {
     return decoded;
 }
 
+// One matrix times few tokens and times many.
+std::vector<float> multiplied(const Case& given, const Path& path, unsigned num_threads) {
+    Workers workers(num_threads, {}, 50);
+    const Held pool = workers.hold();
+    constexpr std::size_t kRows = 96;
+    PackedMatrix matrix;
+    matrix.format = given.shape.format;
+    matrix.num_rows = kRows;
+    matrix.row_size = given.shape.hidden_size;
+    const std::vector<float> values = draw(kRows * matrix.row_size, 5);
+    const std::vector<float> bias = draw(kRows, 6);
+    const AlignedBytes packed =
+        aligned_bytes(num_quads(kRows) * quad_bytes(matrix.format, matrix.row_size));
+    expect(quantize_matrix(matrix.format, path, values.data(), FloatType::kFloat32, kRows,
+                           matrix.row_size, workers, packed.get()) == WeightFault::kNone,
+           "a matrix is refused", path.name);
+    matrix.packed = packed.get();
+    matrix.bias = bias.data();
+    std::vector<float> few(kMaxTokens * kRows);
+    std::vector<float> many(kTokens * kRows);
+    expect(multiply(matrix, path, workers, given.rows.data(), FloatType::kFloat32, kMaxTokens,
+                    few.data()) == DecodeFault::kNone &&
+               multiply(matrix, path, workers, given.rows.data(), FloatType::kFloat32, kTokens,
+                        many.data()) == DecodeFault::kNone,
+           "multiply fails", path.name);
+    if (matrix.format != Format::kBf16 || std::strcmp(path.name, "amx") != 0) {
+        expect(std::memcmp(few.data(), many.data(), few.size() * sizeof(float)) == 0,
+               "many tokens differ from few", path.name);
+    }
+    return few;
+}
+
 // Several threads want one layer and one pool; whoever is not refused gets the right bits.
 void contend(const Case& given, const Path& path, const Got& expected) {
     Workers workers(2, {}, 0);
@@ -173,14 +207,18 @@ void contend(const Case& given, const Path& path, const Got& expected) {
 }  // namespace
 
 int main() {
+    replay_everything();
     for (const Format format : {Format::kQ8_0, Format::kQ4_0, Format::kBf16}) {
         const Case given(format);
         const Got expected = compute(given, kScalarPath, 1);
+        const std::vector<float> product = multiplied(given, kScalarPath, 1);
         visit_paths([&](const Path& path) {
             for (const unsigned num_threads : {1u, 2u, 4u}) {
                 const Got got = compute(given, path, num_threads);
                 expect(same(got.outputs, expected.outputs) && same(got.sums, expected.sums),
                        "differs from the plain path", path.name);
+                expect(same(multiplied(given, path, num_threads), product),
+                       "a product differs from the plain path", path.name);
             }
         });
         contend(given, kScalarPath, expected);

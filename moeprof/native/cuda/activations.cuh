@@ -109,6 +109,49 @@ __device__ __forceinline__ std::uint32_t largest_of_eight(std::uint32_t bits) {
     return bits;
 }
 
+// value / divisor, rounded as a division rounds, for quotients from 0.25 up and operands whose size
+// is far from the ends of float32. The reciprocal is rounded to nearest; after the first correction
+// the quotient is off by less than its last place, and then a second one rounds it (Markstein,
+// "Computation of elementary functions on the IBM RISC System/6000 processor", 1990, theorem 8).
+__device__ __forceinline__ float quotient(float value, float divisor, float reciprocal) {
+    float q = __fmul_rn(value, reciprocal);
+    q = __fmaf_rn(__fmaf_rn(-q, divisor, value), reciprocal, q);
+    return __fmaf_rn(__fmaf_rn(-q, divisor, value), reciprocal, q);
+}
+
+struct QuantizedFour {
+    int quants[4];
+    float scale;
+};
+
+// For blocks of zeros and of numbers near the ends of float32.
+__device__ __noinline__ QuantizedFour quantize_extreme(float4 values, std::uint32_t largest) {
+    const float scale = activation_scale(largest);
+    return {{activation_quant(values.x, scale), activation_quant(values.y, scale),
+             activation_quant(values.z, scale), activation_quant(values.w, scale)},
+            scale};
+}
+
+// `largest`: the bits of the largest magnitude of the block. Has the bits of activation_scale and
+// activation_quant; quotients below 0.25 are rounded to 0 whatever their last places.
+__device__ __forceinline__ QuantizedFour quantize_four(const float4& values,
+                                                       std::uint32_t largest) {
+    constexpr std::uint32_t kSmallest = 34u << 23;  // 2^-93
+    constexpr std::uint32_t kLargest = 232u << 23;  // 2^105
+    if (largest < kSmallest || largest > kLargest) return quantize_extreme(values, largest);
+    const float scale = quotient(float_of(largest), 127.0f, 1.0f / 127.0f);
+    const float reciprocal = __frcp_rn(scale);
+    const float given[4] = {values.x, values.y, values.z, values.w};
+    QuantizedFour four;
+    four.scale = scale;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float rounded = quotient(given[i], scale, reciprocal) + kRounding;
+        four.quants[i] = static_cast<int>(bits_of(rounded) - kRoundingBits);
+    }
+    return four;
+}
+
 // A block quantised by eight lanes, lane `part` with its values 4 part to 4 part + 3; the
 // definition is quantize_activations in reference/dots.py.
 struct QuantizedPart {
@@ -123,16 +166,13 @@ __device__ __forceinline__ QuantizedPart quantize_part(const float4& values) {
     largest = max(largest, magnitude_bits(values.y));
     largest = max(largest, magnitude_bits(values.z));
     largest = largest_of_eight(max(largest, magnitude_bits(values.w)));
+    const QuantizedFour four = quantize_four(values, largest);
     QuantizedPart part;
-    part.scale = activation_scale(largest);
+    part.scale = four.scale;
     part.is_finite = largest < kInfinityBits;
-    const int q0 = activation_quant(values.x, part.scale);
-    const int q1 = activation_quant(values.y, part.scale);
-    const int q2 = activation_quant(values.z, part.scale);
-    const int q3 = activation_quant(values.w, part.scale);
-    part.word = (q0 & 0xFF) | (q1 & 0xFF) << 8 | (q2 & 0xFF) << 16 |
-                static_cast<std::uint32_t>(q3 & 0xFF) << 24;
-    part.sum = (q0 + q1) + (q2 + q3);
+    part.word = __byte_perm(__byte_perm(four.quants[0], four.quants[1], 0x0040),
+                            __byte_perm(four.quants[2], four.quants[3], 0x0040), 0x5410);
+    part.sum = __dp4a(static_cast<int>(part.word), 0x01010101, 0);
 #pragma unroll
     for (unsigned far = 1; far < 8; far *= 2) {
         part.sum += __shfl_xor_sync(kAllLanes, part.sum, far);

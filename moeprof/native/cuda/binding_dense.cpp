@@ -100,7 +100,7 @@ void run_attention(std::array<Address, 8> addresses, const AttentionShape& shape
 void run_row_products(Address row, const std::vector<Address>& weights,
                       const std::vector<Address>& biases, const std::vector<Address>& outputs,
                       const std::vector<int>& rows, int columns, const std::string& element,
-                      Address stream) {
+                      Address stream, const std::vector<Address>& scales) {
     RowProducts job{};
     job.element = element_of(element);
     const std::size_t count = weights.size();
@@ -109,6 +109,9 @@ void run_row_products(Address row, const std::vector<Address>& weights,
         refuse("weights, biases, outputs, rows: 1 to 4 of each expected");
     if (columns < 1 || columns % (job.element == Element::kFloat32 ? 4 : 8) != 0)
         refuse("columns: rows must be a multiple of 16 bytes");
+    const bool has_scales = !scales.empty();
+    if (has_scales && (scales.size() != count || columns % 32 != 0))
+        refuse("scales: one of each, and columns a multiple of 32, expected");
     check_aligned(row, "row");
     job.row = pointer(row);
     job.columns = columns;
@@ -117,6 +120,8 @@ void run_row_products(Address row, const std::vector<Address>& weights,
         check_aligned(weights[i], "weights");
         if (rows[i] < 1) refuse("rows: positive numbers expected");
         job.weights[i] = pointer(weights[i]);
+        job.scales[i] =
+            has_scales ? static_cast<const std::uint16_t*>(pointer(scales[i])) : nullptr;
         job.biases[i] = pointer(biases[i]);
         job.outputs[i] = pointer(outputs[i]);
         job.rows[i] = rows[i];
@@ -172,7 +177,8 @@ void bind_dense(nb::module_& m) {
           "sinks or 0, output, workspace, tickets. Strides: query 2, keys 3, values 3, mask 1.");
     m.def("row_products", &run_row_products, nb::arg("row"), nb::arg("weights"), nb::arg("biases"),
           nb::arg("outputs"), nb::arg("rows"), nb::arg("columns"), nb::arg("element"),
-          nb::arg("stream"), "Up to four matrices times the same row, each plus its bias or 0.");
+          nb::arg("stream"), nb::arg("scales") = std::vector<Address>(),
+          "Up to four matrices times the same row, each plus its bias or 0; with scales, q8_0.");
     m.def("route", &run_route, nb::arg("addresses"), nb::arg("elements"), nb::arg("shape"),
           nb::arg("score"), nb::arg("normalized"), nb::arg("scaling"), nb::arg("stream"),
           "A plain router for one token. Addresses: row, weight, bias or 0, correction or 0, "

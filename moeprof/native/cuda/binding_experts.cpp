@@ -66,11 +66,11 @@ class Exchange {
     ExchangeView view() const {
         auto* bytes = static_cast<std::uint8_t*>(device_);
         return {static_cast<ExchangeHeader*>(device_),
-                reinterpret_cast<float*>(bytes + layout_.rows),
-                reinterpret_cast<std::uint16_t*>(bytes + layout_.ids),
-                reinterpret_cast<float*>(bytes + layout_.weights),
-                reinterpret_cast<const float*>(bytes + layout_.outputs),
-                reinterpret_cast<const float*>(bytes + layout_.sums),
+                reinterpret_cast<std::uint64_t*>(bytes + layout_.rows),
+                reinterpret_cast<std::uint64_t*>(bytes + layout_.ids),
+                reinterpret_cast<std::uint64_t*>(bytes + layout_.weights),
+                reinterpret_cast<const std::uint64_t*>(bytes + layout_.outputs),
+                reinterpret_cast<const std::uint64_t*>(bytes + layout_.sums),
                 timeout_ns_};
     }
 
@@ -174,7 +174,8 @@ void prefill_layer(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t
         tier.outputs = self.room->outputs();
         answer = self.room->answer();
     }
-    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads)};
+    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads),
+                        nullptr};
     check("prefill", prefill(self.layer, self.blocks, input, at_address<void>(output), counts,
                              self.exchange->view(), tier, answer, at_address<void>(workspace),
                              at_address<void>(stream)));
@@ -183,11 +184,13 @@ void prefill_layer(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t
 void forward(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t hidden,
              const std::string& hidden_type, std::uintptr_t ids, std::uintptr_t weights,
              const std::string& weights_type, std::size_t num_tokens, std::uintptr_t output,
-             std::uintptr_t assignments, std::uintptr_t reads, bool overlaps) {
+             std::uintptr_t assignments, std::uintptr_t reads, bool overlaps,
+             std::uintptr_t nanoseconds) {
     if (self.workspace == nullptr) throw std::runtime_error("layer: set_weights was not called");
     const LayerInput input =
         layer_input(hidden, hidden_type, ids, weights, weights_type, num_tokens);
-    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads)};
+    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads),
+                        at_address<std::uint64_t>(nanoseconds)};
     check("decode",
           decode(self.layer, input, at_address<void>(output), counts, self.exchange->view(),
                  self.workspace, overlaps, at_address<void>(stream)));
@@ -271,7 +274,14 @@ void cuda::bind_experts(nb::module_& m) {
         .def("forward", &forward, nb::arg("stream"), nb::arg("hidden"), nb::arg("hidden_type"),
              nb::arg("ids"), nb::arg("weights"), nb::arg("weights_type"), nb::arg("num_tokens"),
              nb::arg("output"), nb::arg("assignments") = 0, nb::arg("reads") = 0,
-             nb::arg("overlaps") = true);
+             nb::arg("overlaps") = true, nb::arg("nanoseconds") = 0)
+        .def(
+            "begin_step",
+            [](BoundDeviceLayer& self, std::uintptr_t stream) {
+                if (self.workspace == nullptr) throw std::runtime_error("layer: no workspace");
+                check("begin_step", begin_step(self.workspace, at_address<void>(stream)));
+            },
+            nb::arg("stream"), "Marks the moment from which the next timed layer counts.");
 }
 
 }  // namespace moeprof

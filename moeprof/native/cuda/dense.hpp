@@ -59,10 +59,14 @@ cudaError_t decode_attention(const DecodeAttention& job, cudaStream_t stream);
 ///
 /// row [K], weights [N_i, K], biases [N_i] or null, outputs [N_i], all contiguous and of one
 /// element type; K is a multiple of 16 bytes and every pointer starts on 16 bytes.
+///
+/// With scales [N_i, K / 32] float16, weights are uint8: value = (weight - 128) * scale, and K is a
+/// multiple of 32. All matrices have scales, or none has.
 struct RowProducts {
     static constexpr int kMost = 4;
     const void* row;
     const void* weights[kMost];
+    const std::uint16_t* scales[kMost];
     const void* biases[kMost];
     void* outputs[kMost];
     int rows[kMost];

@@ -15,7 +15,8 @@ constexpr std::uint32_t kDecodeTokens = 8;      // of one launch, and of one que
 constexpr std::uint32_t kMaxDecodePairs = 256;  // tokens times slots
 
 // One layer's experts in device memory: expert e lies at packed + slot_of[e] * stride, or nowhere
-// on this device if slot_of[e] is negative.
+// on this device if slot_of[e] is negative. No kernel that lets its successor start before its own
+// end may write slot_of.
 struct DeviceLayer {
     std::uint32_t index;        // by which the host's answering thread knows it
     std::uint32_t hidden_size;  // both sizes are multiples of 32
@@ -42,32 +43,45 @@ struct LayerInput {
 };
 
 // [num_experts] each, or null: the slots an expert was given are added, and 1 if there were any.
+// nanoseconds [kDeviceTimes] are added to, or null.
 struct Counts {
     std::int64_t* assignments;
     std::int64_t* reads;
+    std::uint64_t* nanoseconds;
 };
+
+// Between the layer before and this one; for the experts on this device; waiting for the host.
+enum DeviceTime { kTimeBefore, kTimeResident, kTimeWaiting, kDeviceTimes };
 
 // The device's view of an exchange; all null where there is none.
 struct ExchangeView {
     ExchangeHeader* header;
-    float* rows;
-    std::uint16_t* ids;
-    float* weights;
-    const float* outputs;
-    const float* sums;
+    std::uint64_t* rows;
+    std::uint64_t* ids;
+    std::uint64_t* weights;
+    const std::uint64_t* outputs;
+    const std::uint64_t* sums;
     std::uint64_t timeout_ns;
 };
 
-// Device memory that the decodes of a stream pass on; zero before the first.
-struct DecodeState {
-    std::uint64_t arrivals;  // of thread blocks at the barrier, ever
-    std::uint64_t posted;    // questions to the host, ever
-    std::uint64_t answered;  // twice the last number answered, plus 1 if it was given up
+// What a thread block leaves to its successor in the next decode; the same in all blocks of one.
+struct alignas(16) BlockState {
+    std::uint32_t launches;  // ever
+    std::uint32_t num_used;  // words between the projections in the last launch
+    std::uint32_t posted;    // number of the last question to the host
+    std::uint32_t unused;
 };
 
-constexpr std::size_t kStateBytes = 256;
+constexpr std::uint32_t kMostBlocks = 1024;
 
-// Bytes of a decode's workspace: its state and, behind it, the values between the projections.
+// Device memory that the decodes of a stream pass on; zero before the first.
+struct DecodeState {
+    std::uint64_t ended;  // when the last timed layer or `begin_step` did, in nanoseconds
+    BlockState blocks[kMostBlocks];
+};
+
+// Bytes of a decode's workspace: its state and, behind it, the values between the projections. It
+// belongs to one exchange: the questions' numbers are counted in it.
 std::size_t decode_workspace_bytes(const DeviceLayer& layer);
 
 // Loads the kernels that a layer's decode may launch, so that a launch can be captured in a graph;
@@ -81,6 +95,10 @@ const char* prepare_decode(const DeviceLayer& layer);
 // Returns a cudaError_t.
 int decode(const DeviceLayer& layer, const LayerInput& input, void* output, const Counts& counts,
            const ExchangeView& exchange, void* workspace, bool overlaps, void* stream);
+
+// Marks, in a decode's workspace, the moment from which the next timed layer counts. Returns a
+// cudaError_t.
+int begin_step(void* workspace, void* stream);
 
 // XOR of the 64-bit words of `num_bytes`, a multiple of 16 on a 16-byte boundary, added by XOR to
 // *result: a plain read of device memory, bound by it. Returns a cudaError_t.

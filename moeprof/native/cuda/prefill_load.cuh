@@ -73,7 +73,7 @@ class Loader {
     }
 
     // Copies the next stage, if there is one.
-    __device__ __forceinline__ void push(std::uint8_t* stage) {
+    __device__ __forceinline__ void push(SharedAddress stage) {
         if (group_ < shape().groups) {
             copy_weights(stage);
             copy_rows(stage);
@@ -138,7 +138,7 @@ class Loader {
         next_ += share.step;
         if (next_ < share.num_tiles && copies_runs() && threadIdx.x < 2) {
             const PrefillRun* ahead = share.runs + next_ / shape().panels;
-            copy_later(reinterpret_cast<uint4*>(queue_.runs + opened_ % 2) + threadIdx.x,
+            copy_later(address_of(queue_.runs + opened_ % 2) + threadIdx.x * 16,
                        reinterpret_cast<const uint4*>(ahead) + threadIdx.x);
         }
     }
@@ -151,11 +151,11 @@ class Loader {
         __syncthreads();
     }
 
-    __device__ __forceinline__ void copy_weights(std::uint8_t* stage) {
+    __device__ __forceinline__ void copy_weights(SharedAddress stage) {
         const bool is_full = (group_ + 1) * GroupOf<kFormat>::kValues <= shape().row_size;
 #pragma unroll
         for (std::uint32_t i = 0; i < 2; ++i) {
-            std::uint8_t* to = stage + (threadIdx.x / kWarp * 2 + i) * Stage::kQuadBytes;
+            const SharedAddress to = stage + (threadIdx.x / kWarp * 2 + i) * Stage::kQuadBytes;
             const std::uint8_t* from = weights_ + i * shape().quad_bytes;
             if (is_full) {
                 copy_quad(to, from);
@@ -166,7 +166,7 @@ class Loader {
         weights_ += Stage::kQuadBytes;
     }
 
-    __device__ __forceinline__ void copy_quad(std::uint8_t* to, const std::uint8_t* from) const {
+    __device__ __forceinline__ void copy_quad(SharedAddress to, const std::uint8_t* from) const {
         constexpr std::uint32_t kPieces = Stage::kQuadBytes / 16;
         const std::uint32_t lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -184,7 +184,7 @@ class Loader {
 
     // A last group that is not full, in the order of full ones; where it has no blocks, scales are
     // 0 and activations, too.
-    __device__ __forceinline__ void copy_rest(std::uint8_t* to, const std::uint8_t* from) const {
+    __device__ __forceinline__ void copy_rest(SharedAddress to, const std::uint8_t* from) const {
         const std::uint32_t lane = threadIdx.x % kWarp;
         const std::uint32_t left = shape().row_size - group_ * GroupOf<kFormat>::kValues;
         if constexpr (kFormat == Format::kBf16) {
@@ -196,31 +196,31 @@ class Loader {
             constexpr std::uint32_t kWords = kFormat == Format::kQ8_0 ? 8 : 4;
             const std::uint32_t blocks = left / kBlock;
             const std::uint32_t row = lane / 8, block = lane % 8;
-            auto* scale = reinterpret_cast<std::uint16_t*>(to) + lane;
             const auto* scales = reinterpret_cast<const std::uint16_t*>(from);
-            *scale = block < blocks ? scales[row * blocks + block] : std::uint16_t{0};
+            store_shared_half(to + lane * kScaleBytes,
+                              block < blocks ? scales[row * blocks + block] : std::uint16_t{0});
             if (block >= blocks) return;
             const std::uint8_t* word =
                 from + kQuad * blocks * kScaleBytes + (row * blocks + block) * 4;
             for (std::uint32_t k = 0; k < kWords; ++k, word += kQuad * blocks * 4) {
-                copy_few_later<4>(to + kQuad * kBlocksAbreast * kScaleBytes +
+                copy_word_later(to + kQuad * kBlocksAbreast * kScaleBytes +
                                       word_piece(k, row, block / 4) * 16 + block % 4 * 4,
                                   word);
             }
         }
     }
 
-    __device__ __forceinline__ void copy_rows(std::uint8_t* stage) {
+    __device__ __forceinline__ void copy_rows(SharedAddress stage) {
         const std::uint32_t token = threadIdx.x / kPerToken, part = threadIdx.x % kPerToken;
         const std::uint8_t* from = row_;
-        std::uint8_t* to = stage + Stage::kRows + token * Ready::kRowBytes;
+        const SharedAddress to = stage + Stage::kRows + token * Ready::kRowBytes;
 #pragma unroll
         for (std::uint32_t piece = part; piece < Ready::kRowBytes / 16; piece += kPerToken) {
             copy_later(to + row_piece<kFormat>(token, piece) * 16, from + piece * 16);
         }
         if constexpr (kFormat != Format::kBf16) {
             static_assert(kPerToken == kBlocksAbreast);
-            copy_few_later<Ready::kScaleBytes>(
+            copy_word_later(
                 stage + Stage::kScales + (part * Stage::kTokens + token) * Ready::kScaleBytes,
                 from + Ready::kRowBytes + part * Ready::kScaleBytes);
         }

@@ -123,7 +123,8 @@ __device__ __forceinline__ void compute_tiles(const PrefillCall& call, const Sha
     __syncthreads();
     const LanePlace<kFormat, kProjection> lane;
     Loader<kFormat, kProjection> loader(call, queue);
-    for (int ahead = 0; ahead < kAhead; ++ahead) loader.push(stages + ahead * Stage::kBytes);
+    const SharedAddress ring = address_of(stages);
+    for (int ahead = 0; ahead < kAhead; ++ahead) loader.push(ring + ahead * Stage::kBytes);
     const std::uint32_t groups = call.shapes[static_cast<int>(kProjection)].groups;
     std::uint32_t stage = 0;
     const std::uint32_t num_tiles =
@@ -140,12 +141,12 @@ __device__ __forceinline__ void compute_tiles(const PrefillCall& call, const Sha
             __syncthreads();
             if (group == 0) takes_part = lane.first_token() < tile.num_tokens;
             if (group + 1 == groups && threadIdx.x == 0 && tile.ring_place != kNowhere) {
-                PanelRing& ring = call.state->rings[static_cast<int>(kProjection)];
+                PanelRing& panels = call.state->rings[static_cast<int>(kProjection)];
                 __threadfence();
-                atomicSub(&ring.waiting[tile.ring_place], 1u);
+                atomicSub(&panels.waiting[tile.ring_place], 1u);
             }
             const std::uint32_t free = stage == 0 ? Stage::kStages - 1 : stage - 1;
-            loader.push(stages + free * Stage::kBytes);
+            loader.push(ring + free * Stage::kBytes);
             if (takes_part) {
                 multiply<kFormat, kProjection>(stages + stage * Stage::kBytes, lane, sums);
             }

@@ -9,10 +9,14 @@ namespace {
 
 constexpr std::uint32_t kNoExpertId = 65535;
 
+__device__ __forceinline__ bool is_expert_id(std::int64_t id, std::uint32_t num_experts) {
+    return static_cast<std::uint64_t>(id) < num_experts;
+}
+
 __device__ inline std::uint32_t expert_of(const LayerInput& input, std::uint32_t num_experts,
                                           std::uint32_t pair, float weight) {
     const std::int64_t id = input.ids[pair];
-    const bool is_expert = id >= 0 && id < num_experts && weight != 0.0f;
+    const bool is_expert = is_expert_id(id, num_experts) && weight != 0.0f;
     return is_expert ? static_cast<std::uint32_t>(id) : kNoExpertId;
 }
 

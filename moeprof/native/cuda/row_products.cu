@@ -1,9 +1,11 @@
-// Products of weight matrices with one row: outputs[i] = weights[i] row + biases[i].
+// Products of weight matrices with one row: outputs[i] = weights[i] row + biases[i]. Weights are of
+// the row's type, or q8_0: integers and, apart from them, a scale for each 32.
 //
 // Bytes: every weight once; the row is read by every warp, from the caches. Bound: weight bytes
 // over the memory bandwidth. A warp keeps its loads of all its rows in flight together, and fetches
 // the first of them before the kernel that makes the row has ended. Products of 16-bit values are
-// exact in float32; sums are float32 in an order that the shape alone decides.
+// exact in float32; sums are float32 in an order that the shape alone decides. Of q8_0, 16 products
+// are summed before their scale is applied.
 
 #include <cuda_runtime.h>
 
@@ -28,10 +30,55 @@ __device__ inline float warp_sum(float value) {
     return value;
 }
 
+/// Sixteen bytes of weights of the row's own type.
+template <typename T>
+struct Plain {
+    static constexpr int kValues = kLanes<T>;
+    uint4 loaded;
+
+    /// The chunk that begins with value `at` of a matrix.
+    __device__ void load(const void* weights, const std::uint16_t*, std::int64_t at, bool wanted) {
+        loaded = load_weights(static_cast<const T*>(weights) + at, wanted);
+    }
+
+    __device__ float add(const float (&x)[kValues], float sum) const {
+        float w[kValues];
+        unpack<T>(loaded, w);
+#pragma unroll
+        for (int e = 0; e < kValues; ++e) sum = fmaf(w[e], x[e], sum);
+        return sum;
+    }
+};
+
+/// Half a q8_0 block: 16 integers, each plus 128, and their scale.
+struct Quantized {
+    static constexpr int kValues = 16;
+    uint4 loaded;
+    std::uint16_t scale;
+
+    __device__ void load(const void* weights, const std::uint16_t* scales, std::int64_t at,
+                         bool wanted) {
+        loaded = load_weights(static_cast<const std::uint8_t*>(weights) + at, wanted);
+        scale = wanted ? __ldg(scales + at / 32) : std::uint16_t{0};
+    }
+
+    __device__ float add(const float (&x)[kValues], float sum) const {
+        const std::uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+        float dot = 0.0F;
+#pragma unroll
+        for (int e = 0; e < kValues; ++e) {
+            // A byte as the last bits of 2^23 is that float plus the byte.
+            const std::uint32_t bits = __byte_perm(words[e / 4], 0x4B000000U, 0x7540U + e % 4);
+            dot = fmaf(__uint_as_float(bits) - 8388736.0F, x[e], dot);
+        }
+        return fmaf(__half2float(__ushort_as_half(scale)), dot, sum);
+    }
+};
+
 /// kRows rows to a unit, kShare warps to a unit, kAhead chunks of each row in flight per lane.
-template <typename T, int kRows, int kShare, int kAhead>
+template <typename T, typename Weights, int kRows, int kShare, int kAhead>
 __global__ void __launch_bounds__(32 * kWarps) multiply(const RowProducts job, const Units units) {
-    constexpr int kPerChunk = kLanes<T>;
+    constexpr int kPerChunk = Weights::kValues;
     constexpr int kStep = 32 * kShare;
     let_next_start();
     const int lane = threadIdx.x % 32;
@@ -44,20 +91,21 @@ __global__ void __launch_bounds__(32 * kWarps) multiply(const RowProducts job, c
     const int row0 = (unit - units.first[matrix]) * kRows;
     const int chunks = job.columns / kPerChunk;
     const int begin = warp % kShare * 32 + lane;
-    const T* weight = static_cast<const T*>(job.weights[matrix]);
+    const void* weights = job.weights[matrix];
+    const std::uint16_t* scales = job.scales[matrix];
     const T* row = static_cast<const T*>(job.row);
 
     float sums[kRows] = {};
-    uint4 loaded[kRows][kAhead];
+    Weights loaded[kRows][kAhead];
     for (int base = begin; base - begin < chunks; base += kStep * kAhead) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-            const T* values = weight + std::int64_t{min(row0 + r, rows - 1)} * job.columns;
+            const std::int64_t start = std::int64_t{min(row0 + r, rows - 1)} * job.columns;
 #pragma unroll
             for (int a = 0; a < kAhead; ++a) {
                 const int chunk = base + a * kStep;
-                loaded[r][a] =
-                    load_weights(values + chunk * kPerChunk, chunk < chunks && row0 < rows);
+                loaded[r][a].load(weights, scales, start + chunk * kPerChunk,
+                                  chunk < chunks && row0 < rows);
             }
         }
         if (base == begin) wait_for_previous();
@@ -66,14 +114,13 @@ __global__ void __launch_bounds__(32 * kWarps) multiply(const RowProducts job, c
             const int chunk = base + a * kStep;
             if (chunk >= chunks) break;
             float x[kPerChunk];
-            unpack<T>(load(row + chunk * kPerChunk), x);
 #pragma unroll
-            for (int r = 0; r < kRows; ++r) {
-                float w[kPerChunk];
-                unpack<T>(loaded[r][a], w);
-#pragma unroll
-                for (int e = 0; e < kPerChunk; ++e) sums[r] = fmaf(w[e], x[e], sums[r]);
+            for (int part = 0; part < kPerChunk; part += kLanes<T>) {
+                unpack<T>(load(row + chunk * kPerChunk + part),
+                          *reinterpret_cast<float (*)[kLanes<T>]>(x + part));
             }
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) sums[r] = loaded[r][a].add(x, sums[r]);
         }
     }
 #pragma unroll
@@ -102,15 +149,15 @@ __global__ void __launch_bounds__(32 * kWarps) multiply(const RowProducts job, c
     }
 }
 
-template <typename T, int kRows, int kShare, int kAhead>
+template <typename T, typename Weights, int kRows, int kShare, int kAhead>
 cudaError_t launch(const RowProducts& job, cudaStream_t stream) {
     Units units{};
     for (int i = 0; i < job.count; ++i)
         units.first[i + 1] = units.first[i] + (job.rows[i] + kRows - 1) / kRows;
     constexpr int kUnits = kWarps / kShare;
     const int blocks = (units.first[job.count] + kUnits - 1) / kUnits;
-    return launch_overlapped(multiply<T, kRows, kShare, kAhead>, dim3(blocks), dim3(32 * kWarps), 0,
-                             stream, job, units);
+    return launch_overlapped(multiply<T, Weights, kRows, kShare, kAhead>, dim3(blocks),
+                             dim3(32 * kWarps), 0, stream, job, units);
 }
 
 /// Few rows: many warps to each, so that every multiprocessor has loads in flight. Many rows:
@@ -119,10 +166,16 @@ template <typename T>
 cudaError_t launch_for_rows(const RowProducts& job, cudaStream_t stream) {
     int rows = 0;
     for (int i = 0; i < job.count; ++i) rows += job.rows[i];
-    if (rows <= 1024) return launch<T, 1, 8, 2>(job, stream);
-    if (rows <= 4096) return launch<T, 1, 1, 16>(job, stream);
-    if (rows <= 16384) return launch<T, 2, 1, 8>(job, stream);
-    return launch<T, 4, 1, 4>(job, stream);
+    if (job.scales[0] != nullptr) {
+        if (rows <= 1024) return launch<T, Quantized, 1, 4, 2>(job, stream);
+        if (rows <= 4096) return launch<T, Quantized, 1, 1, 8>(job, stream);
+        if (rows <= 16384) return launch<T, Quantized, 2, 1, 4>(job, stream);
+        return launch<T, Quantized, 4, 1, 4>(job, stream);
+    }
+    if (rows <= 1024) return launch<T, Plain<T>, 1, 8, 2>(job, stream);
+    if (rows <= 4096) return launch<T, Plain<T>, 1, 1, 16>(job, stream);
+    if (rows <= 16384) return launch<T, Plain<T>, 2, 1, 8>(job, stream);
+    return launch<T, Plain<T>, 4, 1, 4>(job, stream);
 }
 
 }  // namespace

@@ -10,7 +10,9 @@ the payload of a NaN are left open. One file per idea:
 - `units`: the exponential and the gated units;
 - `experts`: one expert, one layer, the sum over slots;
 - `layout`: the order of the bytes that both devices read;
-- `counting`: assignments per expert.
+- `counting`: assignments per expert;
+- `replay`: reuse distances, and caches of experts with their policies (plain Python);
+- `routed_tokens`: statistics over the tokens of a layer.
 """
 
 from moeprof.native.reference.counting import count_assignments
@@ -30,6 +32,13 @@ from moeprof.native.reference.layout import (
     unpack_rows,
     xor_words,
 )
+from moeprof.native.reference.replay import replay_lookups, reuse_distances
+from moeprof.native.reference.routed_tokens import (
+    candidate_ranks,
+    chosen_pairs,
+    lag_overlap,
+    pair_counts,
+)
 from moeprof.native.reference.units import UNIT_KINDS, GatedUnit, exponential, gelu_tanh, silu
 
 __all__ = [
@@ -40,6 +49,8 @@ __all__ = [
     "GatedUnit",
     "accumulate",
     "block_dots",
+    "candidate_ranks",
+    "chosen_pairs",
     "count_assignments",
     "decode_layer",
     "dequantize",
@@ -47,11 +58,15 @@ __all__ = [
     "expert_forward",
     "exponential",
     "gelu_tanh",
+    "lag_overlap",
     "pack_expert",
     "pack_rows",
+    "pair_counts",
     "project",
     "quantize",
     "quantize_activations",
+    "replay_lookups",
+    "reuse_distances",
     "silu",
     "slot_sum",
     "tree_sum",

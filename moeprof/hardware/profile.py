@@ -44,12 +44,16 @@ class TierProfile:
         capacity_bytes: bytes that weights may take.
         read_bytes_per_s: effective read bandwidth.
         expert_time: for each weight format, such as `bfloat16` or `q8_0`, the time of one expert
-            that lies on this tier.
+            that lies on this tier, for one token.
+        expert_batch_time: the same for an expert that many tokens of one batch chose; its
+            `s_per_token` holds for experts of the size that was measured. Empty in profiles that
+            do not price prefill.
     """
 
     capacity_bytes: int
     read_bytes_per_s: float
     expert_time: Mapping[str, Time]
+    expert_batch_time: Mapping[str, Time] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class HardwareProfile:
             weights outside the experts (`s_per_byte`).
         tiers_overlap: whether vram and ram compute at the same time; they do not where both are
             host memory.
+        dense_batch_time: `dense_time` of a batch of prompt tokens; its `s_per_token` is that of
+            all layers together. None in profiles that do not price prefill.
     """
 
     name: str
@@ -92,6 +98,7 @@ class HardwareProfile:
     device_context_bytes: int
     dense_time: Time
     tiers_overlap: bool = True
+    dense_batch_time: Time | None = None
 
     def expert_time(self, tier: str, weight_format: str) -> Time:
         """The time of one expert of a weight format on a tier.
@@ -107,6 +114,10 @@ class HardwareProfile:
                 f"add tiers.{tier}.expert_time.{weight_format} to the profile",
             )
         return times[weight_format]
+
+    def batch_time(self, tier: str, weight_format: str) -> Time | None:
+        """The time of one expert that many tokens chose; None where the profile has none."""
+        return self.tiers[tier].expert_batch_time.get(weight_format)
 
     def to_json(self) -> str:
         """The text of the profile's file: sorted keys, one trailing newline."""
@@ -149,7 +160,8 @@ def parse_hardware(text: str, where: str) -> HardwareProfile:
             f"this moeprof reads {FORMAT_VERSION}"
         )
     names = {field.name for field in dataclasses.fields(HardwareProfile)}
-    entry = _Entry(where, document, names | {"format", "format_version"})
+    optional = frozenset({"dense_batch_time"})
+    entry = _Entry(where, document, (names - optional) | {"format", "format_version"}, optional)
     tiers = entry.of_names("tiers", TIERS)
     if missing := {"vram", "ram"} - set(tiers):
         raise CapacityError(f"{where}: tiers: {' and '.join(sorted(missing))} missing")
@@ -164,18 +176,21 @@ def parse_hardware(text: str, where: str) -> HardwareProfile:
         device_context_bytes=entry.integer("device_context_bytes"),
         dense_time=_time(entry, "dense_time", document["dense_time"]),
         tiers_overlap=entry.flag("tiers_overlap"),
+        dense_batch_time=_optional_time(entry, "dense_batch_time"),
     )
 
 
 class _Entry:
-    """One JSON object whose fields are exactly `names`; reads them with their checks."""
+    """One JSON object with the fields `names` and perhaps `optional`; reads and checks them."""
 
-    def __init__(self, where: str, entry: object, names: set[str]) -> None:
+    def __init__(
+        self, where: str, entry: object, names: set[str], optional: frozenset[str] = frozenset()
+    ) -> None:
         self.where = where
         if not isinstance(entry, dict):
             raise CapacityError(f"{where}: expected an object")
         for name in entry:
-            if name not in names:
+            if name not in names | optional:
                 raise CapacityError(f"{where}: unknown field {name!r}", "remove it")
         for name in sorted(names):
             if name not in entry:
@@ -233,17 +248,22 @@ class _Entry:
             raise self.wrong(name, f"an object with fields of {', '.join(choices)}")
         return value
 
+    def times(self, name: str) -> dict[str, Time]:
+        """The times of each weight format; empty where an optional field is missing."""
+        value = self.entry.get(name, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object, one entry per weight format")
+        return {stored: _time(self, f"{name}.{stored}", value[stored]) for stored in value}
+
 
 def _tier(parent: _Entry, place: str, value: object) -> TierProfile:
-    names = {field.name for field in dataclasses.fields(TierProfile)}
-    entry = _Entry(parent.inside(place), value, names)
-    times = entry.entry["expert_time"]
-    if not isinstance(times, dict):
-        raise entry.wrong("expert_time", "an object, one entry per weight format")
+    names = {"capacity_bytes", "read_bytes_per_s", "expert_time"}
+    entry = _Entry(parent.inside(place), value, names, frozenset({"expert_batch_time"}))
     return TierProfile(
         capacity_bytes=entry.integer("capacity_bytes"),
         read_bytes_per_s=entry.number("read_bytes_per_s", above_zero=True),
-        expert_time={name: _time(entry, f"expert_time.{name}", times[name]) for name in times},
+        expert_time=entry.times("expert_time"),
+        expert_batch_time=entry.times("expert_batch_time"),
     )
 
 
@@ -255,3 +275,8 @@ def _link(parent: _Entry, place: str, value: object) -> LinkProfile:
 def _time(parent: _Entry, place: str, value: object) -> Time:
     entry = _Entry(parent.inside(place), value, {"fixed_s", "s_per_byte", "s_per_token"})
     return Time(*(entry.number(name) for name in ("fixed_s", "s_per_byte", "s_per_token")))
+
+
+def _optional_time(entry: _Entry, name: str) -> Time | None:
+    value = entry.entry.get(name)
+    return None if value is None else _time(entry, name, value)

@@ -1,0 +1,163 @@
+"""`moeprof report`: one page that says whether a placement is worth it, and why."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moeprof.cli.machine import GpuName, Hardware, NvmeClass, RamName, machine
+from moeprof.cli.options import Force, Seed, TraceArgument
+from moeprof.errors import TraceError
+
+if TYPE_CHECKING:
+    from moeprof.hardware import HardwareProfile
+    from moeprof.placement import Budget
+    from moeprof.plan import Advice, PlanRequest
+    from moeprof.plan.simulation import Simulation
+    from moeprof.trace import Trace
+
+
+def report(
+    trace: TraceArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Page to write, as HTML.")],
+    plan: Annotated[
+        Path | None, typer.Option(metavar="PLAN", help="Placement to show, made by moeprof plan.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model directory or hub id that was traced.")
+    ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget for everything: 24GB, 22.5GiB, 900MB. [default: that of PLAN, else all "
+            "that the machine has]"
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=2**24, help="Tokens the KV cache must hold. [default: of PLAN, 4096]"
+        ),
+    ] = None,
+    hardware: Hardware = None,
+    gpu: GpuName = None,
+    ram: RamName = None,
+    nvme: NvmeClass = None,
+    weight_format: Annotated[
+        str | None, typer.Option("--format", help="Of the experts: q4_0, q8_0 or bf16.")
+    ] = None,
+    device_context: Annotated[
+        str | None,
+        typer.Option(help="VRAM the driver takes. [default: of the machine, 0 without one]"),
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0.0001, max=1.0, help="Share of cells in a hot set.")
+    ] = 0.2,
+    folds: Annotated[int, typer.Option(min=2, help="Folds for held-out figures.")] = 5,
+    resamples: Annotated[
+        int, typer.Option(min=2, help="Bootstrap resamples behind each interval of coverage.")
+    ] = 200,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    r"""Write one HTML page with the verdict and everything it rests on.
+
+    The page needs no network and no other file, so that it can be sent to others as it is. With
+    a budget (--vram) it compares ways to use it, with a machine (--hardware, or --gpu and --ram)
+    it prices them.
+
+    Example:
+        moeprof report traces/demo --plan placements/demo.json --model moeprof/demo/model \
+            --gpu "RTX 3090" --ram ddr5-6000x2 --device-context 0 -o report.html
+    """
+    from moeprof.analyze import AnalysisSettings, analyze
+    from moeprof.native.reference import BLOCK_BYTES
+    from moeprof.placement import check_free, read_placement, write_whole
+    from moeprof.plan import PlanRequest
+    from moeprof.report.page import PageInputs, report_page
+    from moeprof.trace import open_trace
+    from moeprof.units import parse_size
+
+    if weight_format is not None and weight_format not in BLOCK_BYTES:
+        raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
+    check_free(output, force)
+    placement = None if plan is None else read_placement(plan)
+    opened = open_trace(trace)
+    profile = machine(hardware, gpu, ram, nvme)
+    planned = None if placement is None else placement.budget
+    budget = _vram_bytes(vram, planned, profile)
+    if budget is None and model is not None:
+        raise typer.BadParameter("--model needs a budget: --vram 24GB, --plan, or a machine")
+    driver = profile.device_context_bytes if profile else 0
+    request = PlanRequest(
+        vram_bytes=budget or 0,
+        context_tokens=context or (planned.context_tokens if planned else 4096),
+        batch_size=planned.batch_size if planned else 1,
+        device_context_bytes=parse_size(device_context) if device_context else driver,
+        folds=folds,
+        seed=seed,
+        hardware=profile,
+        weight_format=weight_format,
+    )
+    is_asked = any(option is not None for option in (vram, model, profile))
+    advice = _advice(opened, model, request) if budget is not None and is_asked else None
+    simulation, reason = _simulation(opened, request)
+    settings = AnalysisSettings(share=share, folds=folds, resamples=resamples, seed=seed)
+    page = report_page(
+        PageInputs(
+            metadata=opened.metadata,
+            cells=opened.cell_counts(),
+            analysis=analyze(opened, settings),
+            placement=placement,
+            advice=advice,
+            simulation=simulation,
+            reasons={"policies": reason, "locality": _unsaid(opened)},
+        )
+    )
+    write_whole(output, page.encode())
+    typer.echo(f"wrote {output}", err=True)
+
+
+def _vram_bytes(
+    given: str | None, planned: "Budget | None", profile: "HardwareProfile | None"
+) -> int | None:
+    """`--vram`, or that of the plan, or all that the machine has; None without any of these."""
+    from moeprof.units import parse_size
+
+    if given is not None:
+        return parse_size(given)
+    if planned is not None:
+        return planned.total_bytes
+    return None if profile is None else profile.tiers["vram"].capacity_bytes
+
+
+def _advice(trace: "Trace", model: str | None, request: "PlanRequest") -> "Advice":
+    """The strategies at the budget and around it."""
+    from moeprof.checkpoint.facts import model_facts
+    from moeprof.plan import AdviceRequest, advise
+    from moeprof.plan.trace_facts import facts_of_trace
+    from moeprof.report.page import swept_budgets
+
+    facts = None if model is None else model_facts(model, request)
+    sweep = swept_budgets(facts or facts_of_trace(trace, request), request)
+    return advise(trace, facts, AdviceRequest(request, sweep=sweep))
+
+
+def _simulation(trace: "Trace", request: "PlanRequest") -> "tuple[Simulation | None, str]":
+    """What caches hit, or why that cannot be said."""
+    from moeprof.plan.simulation import simulate
+    from moeprof.report.page import simulation_request
+
+    try:
+        return simulate(trace, simulation_request(trace, request)), ""
+    except TraceError as error:
+        return None, str(error).removeprefix(f"{trace.path}: ")
+
+
+def _unsaid(trace: "Trace") -> str:
+    """Why nothing can be said of consecutive tokens; empty where it can."""
+    try:
+        trace.require("order", "nothing can be said of consecutive tokens")
+    except TraceError as error:
+        return str(error).removeprefix(f"{trace.path}: ")
+    return ""

@@ -1,0 +1,123 @@
+"""Expert counts in the importance matrix that llama.cpp's llama-imatrix writes as GGUF.
+
+A file has `general.type` imatrix and, for each weight that was multiplied, the tensors
+`NAME.in_sum2` and `NAME.counts`. Of a layer's experts (`blk.N.ffn_down_exps.weight` and its
+siblings) `counts` is [num_experts, 1] float32: how many tokens chose each. Of a dense weight it is
+the number of tokens, which gives top-k by division. All tokens are prompt, read in chunks;
+documents and order are lost. The older .dat files have no counts of experts.
+
+Source: github.com/ggml-org/llama.cpp, tools/imatrix/imatrix.cpp, `save_imatrix`.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeprof.errors import TraceError
+from moeprof.interop.source import Counted, Facts, Source, Stated
+
+_EXPERTS = re.compile(r"blk\.(\d{1,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts")
+_DENSE = re.compile(r"blk\.(\d{1,5})\.(?!.*_exps)[\w.]+\.weight\.counts")
+# From here on float32, in which the counts are stored, skips integers.
+_INEXACT = 2**24
+_INSTALL = "install it with: pip install 'moeprof[import]'"
+_PREFILL = 0
+
+
+def read(files: Sequence[Path], facts: Facts) -> Source:
+    """The expert counts of the files.
+
+    Raises:
+        TraceError: a file is not such a GGUF, or damaged, or the package gguf is absent.
+    """
+    found = [_counts(path) for path in files]
+    layers = tuple(sorted(found[0][0]))
+    counted, ratios, notes = [], set(), []
+    for path, (experts, dense) in zip(files, found, strict=True):
+        if tuple(sorted(experts)) != layers or len({len(row) for row in experts.values()}) != 1:
+            raise TraceError(
+                f"{path}: has other layers or experts than {files[0]}", "import one model at a time"
+            )
+        counts = np.stack([experts[layer] for layer in layers])
+        ratios |= {experts[layer].sum() / dense[layer] for layer in layers if dense.get(layer)}
+        counted.append(Counted(path.name, counts, _PREFILL))
+        if counts.max() >= _INEXACT:
+            notes.append(
+                f"{path}: counts above {_INEXACT} are rounded, they were stored in float32"
+            )
+    whole = {int(ratio) for ratio in ratios if ratio == int(ratio) > 0}
+    return Source(
+        stated=Stated(
+            moe_layers=layers,
+            num_experts=counted[0].counts.shape[1],
+            top_k=whole.pop() if len(whole) == 1 else None,
+        ),
+        counted=counted,
+        missing=frozenset({"documents"}),
+        notes=tuple(notes),
+    )
+
+
+def _counts(path: Path) -> tuple[dict[int, NDArray[np.int64]], dict[int, int]]:
+    """Assignments by layer, and tokens by layer where a dense weight counted them."""
+    experts: dict[int, NDArray[np.int64]] = {}
+    dense: dict[int, int] = {}
+    for name, values in _tensors(path):
+        if match := _EXPERTS.fullmatch(name):
+            layer, counts = int(match[1]), _whole(path, name, values)
+            if layer in experts and not np.array_equal(experts[layer], counts):
+                raise TraceError(
+                    f"{path}: {name} differs from the other expert weights of the layer",
+                    "import a file of one run, not one merged from different models",
+                )
+            experts[layer] = counts
+        elif (match := _DENSE.fullmatch(name)) and values.size == 1:
+            layer = int(match[1])
+            dense[layer] = max(dense.get(layer, 0), int(_whole(path, name, values)[0]))
+    if not experts:
+        raise TraceError(
+            f"{path}: has no counts of experts",
+            "make it of a Mixture-of-Experts model: llama-imatrix --output-format gguf",
+        )
+    return experts, dense
+
+
+def _tensors(path: Path) -> list[tuple[str, NDArray[np.generic]]]:
+    """Names and values of the tensors that count something."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise TraceError("imatrix files are read with the package gguf", _INSTALL) from error
+    if not path.is_file():
+        raise TraceError(f"{path}: no such file", "name a file that exists")
+    try:
+        reader = GGUFReader(path)
+        kind = reader.get_field("general.type")
+        is_imatrix = kind is not None and kind.contents() == "imatrix"
+        tensors = [(one.name, one.data) for one in reader.tensors if one.name.endswith(".counts")]
+    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        raise TraceError(
+            f"{path}: not a readable GGUF file ({error})",
+            "name a file of: llama-imatrix --output-format gguf; .dat files have no counts",
+        ) from error
+    if not is_imatrix:
+        raise TraceError(
+            f"{path}: a GGUF file, but no importance matrix",
+            "name a file of: llama-imatrix --output-format gguf",
+        )
+    return tensors
+
+
+def _whole(path: Path, name: str, values: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Counts as integers, one for each expert."""
+    flat = np.asarray(values, np.float64).reshape(-1)
+    wrong = ~(np.isfinite(flat) & (flat >= 0) & (flat == np.round(flat)))
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise TraceError(
+            f"{path}: {name}: entry {at} is {flat[at]}, expected a count", "make the file anew"
+        )
+    return flat.astype(np.int64)

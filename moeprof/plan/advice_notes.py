@@ -1,0 +1,117 @@
+"""What advice rests on, and what is missing from it, in sentences."""
+
+from collections.abc import Iterator
+
+from moeprof.hardware import HardwareProfile
+from moeprof.plan.evaluated import Evaluated
+from moeprof.plan.request import AdviceRequest
+from moeprof.plan.routed import DECODE, PREFILL, Sample
+from moeprof.trace import Trace
+from moeprof.trace.origin import UNSAID
+from moeprof.units import format_size
+
+_SOURCES = {"measured": "measured", "data-sheet": "from data sheets, not measured"}
+
+
+def rests_on(
+    trace: Trace, sample: Sample, evaluated: Evaluated, request: AdviceRequest
+) -> Iterator[str]:
+    """What the figures were computed from.
+
+    Args:
+        trace: that was read.
+        sample: what was made of it.
+        evaluated: the trials under the budget.
+        request: what was asked for.
+    """
+    yield _documents(trace, sample, evaluated)
+    profile = request.plan.hardware
+    if profile is not None:
+        yield f"times of {profile.name}, {_SOURCES[profile.source]}"
+    if profile is not None and sample.routed is None:
+        yield "tokens/s are as if a token's experts were chosen independently of each other"
+    if profile is not None and evaluated.is_priced(PREFILL):
+        yield (
+            "a prompt's experts are computed where they lie or copied into VRAM, whichever is "
+            "faster"
+        )
+    if profile is not None and evaluated.is_priced(PREFILL) and profile.dense_batch_time is None:
+        yield "outside the experts a prompt takes the time of one token: its reading of weights"
+    tried = [trial for trial in evaluated.trials.values() if trial.policy is not None]
+    if tried:
+        yield (
+            f"the best of {len(request.policies)} caches is chosen on other documents than it is "
+            "scored on, begins with the hot set, and goes on from document to document as traced"
+        )
+
+
+def missing(
+    trace: Trace,
+    sample: Sample,
+    evaluated: Evaluated,
+    request: AdviceRequest,
+    has_model: bool,
+) -> Iterator[str]:
+    """What is not known, and what would tell.
+
+    Args:
+        trace: that was read.
+        sample: what was made of it.
+        evaluated: the trials under the budget.
+        request: what was asked for.
+        has_model: whether the checkpoint was at hand.
+    """
+    yield from _missing_of_machine(evaluated, request.plan.hardware)
+    yield from _missing_of_trace(trace, sample)
+    if not has_model:
+        yield "KV cache and workspace, which need VRAM too: name the checkpoint with --model"
+        if "dense_bytes" in trace.metadata.missing:
+            yield f"weights outside the experts: the trace does not say {UNSAID['dense_bytes']}"
+
+
+def _missing_of_machine(evaluated: Evaluated, profile: HardwareProfile | None) -> Iterator[str]:
+    situation = evaluated.situation
+    has_prompts = bool(situation.assignments(PREFILL).any())
+    if profile is None:
+        yield "tokens/s: name a machine with --hardware FILE, or with --gpu and --ram"
+    elif has_prompts and not evaluated.is_priced(PREFILL):
+        yield "prefill tokens/s: the machine's profile has no times of many tokens"
+    if situation.total_bytes > situation.ram_bytes:
+        yield f"caches: RAM cannot hold all experts, {format_size(situation.total_bytes)}"
+
+
+def _missing_of_trace(trace: Trace, sample: Sample) -> Iterator[str]:
+    if sample.stands_in:
+        yield "replies: the trace has prompts alone, which stand in for them; use --generate"
+    if sample.pieces:
+        yield (
+            f"documents: the only one is cut into {sample.pieces} pieces that stand for several, "
+            "so that all of this holds for more of the same text only"
+        )
+    if sample.routed is None:
+        word = "rows" if "rows" in trace.metadata.missing else "order"
+        yield f"caches and the oracle: the trace does not say {UNSAID[word]}"
+    if not trace.metadata.complete:
+        yield "the rest of the trace: moeprof trace --resume continues it"
+
+
+def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
+    situation = evaluated.situation
+    tokens = round(float(situation.tokens(DECODE).sum()))
+    documents = sum(domain.documents for domain in trace.metadata.domains)
+    text = (
+        f"{tokens:,} {'prompt' if sample.stands_in else 'reply'} tokens of "
+        f"{_counted(documents, 'document')} in {_counted(len(trace.domains), 'domain')} of "
+        f"{trace.name}"
+    )
+    if not situation.split.num_folds:
+        return f"{text}; nothing could be held out"
+    groups = len(situation.counts.group_domain)
+    dealt = "" if groups >= documents else f", dealt to {groups} groups"
+    return (
+        f"{text}{dealt}, in {situation.split.num_folds} folds: what is scored was not learned from"
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -1,0 +1,124 @@
+"""The sweep of an advice as a matplotlib `Figure` without pyplot: tokens/s over VRAM."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from moeprof.placement import Estimate
+from moeprof.plan import advice as words
+from moeprof.plan.advice import Advice, PhaseOutcome
+from moeprof.report.advice_tables import LABELS
+from moeprof.report.figures import set_title
+from moeprof.units import format_size, format_speed
+
+# Okabe & Ito (2008, Color Universal Design); what needs no trace is grey, the oracle dotted.
+_LINES = {
+    words.ALL_RAM: ("#BBBBBB", 1.4, "-"),
+    words.ANY_EXPERTS: ("#8C8C8C", 1.4, "--"),
+    words.WHOLE_LAYERS: ("#555555", 2.0, "-"),
+    words.HOT_SET: ("#0072B2", 2.8, "-"),
+    words.CACHE: ("#D55E00", 2.0, "-"),
+    words.HOT_SET_AND_CACHE: ("#009E73", 1.6, "-"),
+    words.ORACLE: ("#000000", 1.2, ":"),
+}
+_PHASES = {"decode": "replies (decode)", "prefill": "prompts (prefill)"}
+
+
+def sweep_figure(advice: Advice) -> Figure:
+    """Tokens/s of each strategy over the budget, a panel for each phase that is priced.
+
+    Without a machine it draws hit rates in decode.
+
+    Raises:
+        ValueError: the advice has no sweep.
+    """
+    if not advice.sweep:
+        raise ValueError("a sweep is drawn where one was asked for")
+    phases = [phase for phase in _PHASES if _is_priced(advice, phase)]
+    panels = max(1, len(phases))
+    figure = Figure(figsize=(1.4 + 5.6 * panels, 4.8), layout="constrained")
+    for axes, phase in zip(
+        figure.subplots(1, panels, squeeze=False)[0], phases or ["decode"], strict=True
+    ):
+        _draw(axes, advice, phase, priced=bool(phases))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
+    set_title(figure, _title(advice))
+    return figure
+
+
+def _is_priced(advice: Advice, phase: str) -> bool:
+    outcomes = [one.phase(phase) for point in advice.sweep for one in point.strategies]
+    return any(one is not None and one.tokens_per_s is not None for one in outcomes)
+
+
+def _draw(axes: Axes, advice: Advice, phase: str, priced: bool) -> None:
+    for name, (colour, width, style) in _LINES.items():
+        points = [
+            (point.vram_bytes, _figure(one.phase(phase), priced))
+            for point in advice.sweep
+            for one in point.strategies
+            if one.name == name
+        ]
+        known = [(vram, estimate) for vram, estimate in points if estimate is not None]
+        if not known:
+            continue
+        vram = [one for one, _ in known]
+        values = [one.value for _, one in known]
+        axes.plot(vram, values, style, color=colour, lw=width, label=LABELS[name])
+        low = [one.value if one.low is None else one.low for _, one in known]
+        high = [one.value if one.high is None else one.high for _, one in known]
+        axes.fill_between(vram, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.axvline(advice.budget.total_bytes, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    ticks = _ticks(advice)
+    axes.set_xticks(ticks, [format_size(tick).replace(".0 ", " ") for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value, priced)))
+    axes.set_xlabel("VRAM for everything")
+    axes.set_ylabel("tokens/s" if priced else "hit rate")
+    axes.set_title(_PHASES[phase], loc="left", fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _number(value: float, priced: bool) -> str:
+    if not priced:
+        return f"{100 * value:.0f} %"
+    return f"{value:,.0f}" if value == int(value) else format_speed(value)
+
+
+def _ticks(advice: Advice) -> list[float]:
+    """Powers of two times a binary unit within the sweep, at most some seven."""
+    low, high = advice.sweep[0].vram_bytes, advice.sweep[-1].vram_bytes
+    first, last = int(np.ceil(np.log2(low))), int(np.floor(np.log2(high)))
+    step = max(1, -(-(last - first + 1) // 7))
+    powers = [2.0**power for power in range(first, last + 1, step)]
+    return powers or [float(low), float(high)]
+
+
+def _figure(outcome: PhaseOutcome | None, priced: bool) -> Estimate | None:
+    if outcome is None:
+        return None
+    return outcome.tokens_per_s if priced else outcome.hit_rate
+
+
+def _title(advice: Advice) -> str:
+    """Where something is worth it, in one sentence."""
+    worth = [
+        point
+        for point in advice.sweep
+        if point.answer not in (words.DO_NOT_BOTHER, words.CANNOT_TELL)
+    ]
+    where = f" ({advice.trace.name}"
+    where += ")" if advice.hardware is None else f" on {advice.hardware.name})"
+    if not worth:
+        return f"No budget of the sweep makes it worth the trouble{where}"
+    low, high = worth[0].vram_bytes, worth[-1].vram_bytes
+    answers = " or ".join(dict.fromkeys(point.answer for point in worth))
+    span = f"With {format_size(low)}"
+    if high > low:
+        span = f"From {format_size(low)} to {format_size(high)}"
+    return f"{span} of VRAM: {answers}{where}"

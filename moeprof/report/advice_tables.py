@@ -1,0 +1,207 @@
+"""Advice on the terminal: the verdict, one table of strategies, and what it rests on."""
+
+import math
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moeprof.placement import Estimate
+from moeprof.plan.advice import (
+    ALL_RAM,
+    ANY_EXPERTS,
+    CACHE,
+    HOT_SET,
+    HOT_SET_AND_CACHE,
+    ORACLE,
+    WHOLE_LAYERS,
+    Advice,
+    PhaseOutcome,
+    StrategyOutcome,
+)
+from moeprof.units import format_size, format_speed
+
+_UNKNOWN = "-"
+_PHASES = {"decode": "replies (decode)", "prefill": "prompts (prefill)"}
+LABELS = {
+    ALL_RAM: "all experts in RAM",
+    WHOLE_LAYERS: "whole layers",
+    ANY_EXPERTS: "any experts, evenly",
+    HOT_SET: "busiest experts, pinned",
+    CACHE: "cache",
+    HOT_SET_AND_CACHE: "busiest and cache",
+    ORACLE: "oracle",
+}
+_KEY = (
+    "hit rate: assignments whose expert is in VRAM; gain: tokens/s over whole layers in as much "
+    "VRAM; ±: half of a 95 % interval over documents; oracle: knows the future, the limit of any "
+    "cache."
+)
+
+
+def advice_tables(advice: Advice) -> RenderableType:
+    """The verdict, the strategies, where they break even, and what is known and missing."""
+    finding = advice.finding
+    parts: list[RenderableType] = [
+        Text.assemble((f"{finding.answer}: ", "bold"), f"{finding.sentence}."),
+    ]
+    parts += [Text(f"would change with {change}.") for change in finding.would_change]
+    parts += [_strategy_table(advice), Text(_KEY, style="dim")]
+    parts += [Text(line) for line in _break_even(advice)]
+    parts += [Text(line) for line in _domain_sets(advice)]
+    parts.append(Text(f"rests on: {'; '.join(advice.rests_on)}."))
+    parts += [Text(f"missing: {line}.") for line in advice.missing]
+    if advice.sweep:
+        parts += [Text(), _sweep_table(advice)]
+    return Group(*parts)
+
+
+def _strategy_table(advice: Advice) -> Table:
+    budget = advice.budget
+    title = (
+        f"{format_size(budget.total_bytes)} of VRAM, "
+        f"{format_size(budget.experts_available_bytes)} of it for experts"
+    )
+    table = _table(title)
+    table.add_column("\nstrategy")
+    phases = [phase for phase in _PHASES if any(one.phase(phase) for one in advice.strategies)]
+    priced = {phase: _is_priced(advice, phase) for phase in phases}
+    for phase in phases:
+        table.add_column(f"{_PHASES[phase]}\nhit rate", justify="right", no_wrap=True)
+        names = ("tokens/s", "gain") if priced[phase] else ("over layers",)
+        for name in names:
+            table.add_column(f"\n{name}", justify="right", no_wrap=True)
+    for one in advice.strategies:
+        cells: list[str] = []
+        for phase in phases:
+            cells += _cells(one, phase, priced[phase])
+        chosen = one.name == advice.finding.strategy
+        style = "bold" if chosen else "dim" if one.name == ORACLE else None
+        table.add_row(f"{'> ' if chosen else '  '}{_label(one)}", *cells, style=style)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def _label(one: StrategyOutcome) -> str:
+    """A strategy in a few words, with its cache's policy."""
+    return LABELS[one.name] if one.policy is None else f"{LABELS[one.name]}: {one.policy}"
+
+
+def _is_priced(advice: Advice, phase: str) -> bool:
+    outcomes = [one.phase(phase) for one in advice.strategies]
+    return any(one is not None and one.tokens_per_s is not None for one in outcomes)
+
+
+def _cells(one: StrategyOutcome, phase: str, is_priced: bool) -> Iterator[str]:
+    outcome = one.phase(phase)
+    yield _hit_rate(outcome)
+    if is_priced:
+        yield _speed(outcome)
+    yield _gain(one.name, outcome, is_priced)
+
+
+def _hit_rate(outcome: PhaseOutcome | None) -> str:
+    if outcome is None or outcome.hit_rate is None:
+        return _UNKNOWN
+    return f"{100 * outcome.hit_rate.value:.1f} %"
+
+
+def _speed(outcome: PhaseOutcome | None) -> str:
+    if outcome is None or outcome.tokens_per_s is None:
+        return _UNKNOWN
+    half = _half_width(outcome.tokens_per_s)
+    text = format_speed(outcome.tokens_per_s.value)
+    if half is None:
+        return text
+    decimals = len(text.partition(".")[2])
+    return f"{text} ± {half:,.{decimals}f}"
+
+
+def _gain(name: str, outcome: PhaseOutcome | None, is_priced: bool) -> str:
+    if outcome is None or name == WHOLE_LAYERS:
+        return _UNKNOWN
+    gain = outcome.gain if is_priced else outcome.extra_hits
+    if gain is None:
+        return _UNKNOWN
+    unit = " %" if is_priced else ""
+    half = _half_width(gain)
+    text = f"{100 * gain.value:+.1f}"
+    return f"{text}{unit}" if half is None else f"{text} ± {100 * half:.1f}{unit}"
+
+
+def _half_width(estimate: Estimate) -> float | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return max(estimate.value - estimate.low, estimate.high - estimate.value)
+
+
+def _break_even(advice: Advice) -> Iterator[str]:
+    even = advice.break_even
+    if even is None:
+        return
+    text = (
+        "break-even: no hit rate makes experts spread over the layers faster than whole layers"
+        if even.hit_rate is None
+        else f"break-even: experts spread over the layers are faster than whole layers above a "
+        f"hit rate of {100 * even.hit_rate:.0f} %"
+    )
+    if even.cache_hit_rate is not None:
+        text += f", with the copies of the cache above {100 * even.cache_hit_rate:.0f} %"
+    yield f"{text}."
+    if even.prompt_per_output is not None and advice.finding.strategy is not None:
+        yield (
+            "break-even: prompts eat the gain up with more than "
+            f"{even.prompt_per_output:.3g} prompt tokens per reply token."
+        )
+
+
+def _domain_sets(advice: Advice) -> Iterator[str]:
+    sets = advice.domain_sets
+    if sets is None:
+        return
+    half = _half_width(sets.gain)
+    gain = f"{100 * sets.gain.value:+.1f}{'' if half is None else f' ± {100 * half:.1f}'}"
+    unit = "points of hit rate" if advice.hardware is None else "% tokens/s"
+    text = f"one domain at a time, each with its own busiest experts: {gain} {unit} over one set"
+    if not sets.pays:
+        yield f"{text} for all, too little to bother."
+        return
+    text += f" for all; a switch copies {format_size(sets.switch_bytes)}"
+    if sets.switch_tokens is not None:
+        text += f", worth it from {max(1, math.ceil(sets.switch_tokens)):,} reply tokens on"
+    yield f"{text}."
+
+
+def _sweep_table(advice: Advice) -> Table:
+    unit = "tokens/s" if advice.hardware else "hit rate"
+    table = _table(f"The same with other budgets, {unit} in replies")
+    table.add_column("VRAM", justify="right")
+    table.add_column("verdict")
+    names = list(dict.fromkeys(one.name for point in advice.sweep for one in point.strategies))
+    for name in names:
+        table.add_column(LABELS[name].replace(", ", ",\n"), justify="right")
+    for point in advice.sweep:
+        by_name = {one.name: one.decode for one in point.strategies}
+        cells = [_swept(by_name.get(name), advice.hardware is not None) for name in names]
+        table.add_row(format_size(point.vram_bytes), point.answer, *cells)
+    return table
+
+
+def _swept(outcome: PhaseOutcome | None, is_priced: bool) -> str:
+    if outcome is None:
+        return _UNKNOWN
+    if not is_priced:
+        return _hit_rate(outcome)
+    return _UNKNOWN if outcome.tokens_per_s is None else format_speed(outcome.tokens_per_s.value)

@@ -1,0 +1,76 @@
+"""The section on the trace itself: what was traced, how much of it, and what to mind."""
+
+from moeprof.report.page.inputs import PageInputs
+from moeprof.report.page.parts import Cell, Column, Section, Table, sentence
+from moeprof.trace.origin import UNSAID
+from moeprof.units import format_size
+
+
+def about_section(inputs: PageInputs) -> Section:
+    """What everything above rests on."""
+    domains = inputs.metadata.domains
+    tokens = sum(sum(domain.tokens) for domain in domains)
+    documents = sum(domain.documents for domain in domains)
+    finding = (
+        f"Everything above rests on {documents:,} documents with {tokens:,} tokens of "
+        f"{len(domains)} kind{'s' if len(domains) > 1 else ''} of text."
+    )
+    settings = inputs.analysis.settings
+    prose = (
+        f"Intervals are 95 %, from {settings.resamples} bootstrap resamples of documents; held-out "
+        f"figures from up to {settings.folds} folds over documents; seed {settings.seed}.",
+        *_origin(inputs),
+        *inputs.analysis.notes,
+        *(() if inputs.placement is None else map(sentence, inputs.placement.notes)),
+    )
+    return Section("trace", "Trace", finding, prose, (), (_domains(inputs), _model(inputs)))
+
+
+def _origin(inputs: PageInputs) -> tuple[str, ...]:
+    """Where an imported trace comes from, and what that leaves unsaid."""
+    origin = inputs.metadata.origin
+    if origin is None:
+        return ()
+    files = ", ".join(origin.files)
+    if not origin.missing:
+        return (f"Imported from {origin.format} ({files}).",)
+    unsaid = "; ".join(UNSAID[word] for word in origin.missing)
+    return (f"Imported from {origin.format} ({files}), which does not say: {unsaid}.",)
+
+
+def _domains(inputs: PageInputs) -> Table:
+    columns = (
+        Column("text", numeric=False),
+        Column("documents"),
+        Column("prefill tokens"),
+        Column("decode tokens"),
+        Column("from", numeric=False),
+    )
+    rows = tuple(
+        (
+            Cell(domain.name),
+            Cell(f"{domain.documents:,}", domain.documents),
+            *(Cell(f"{count:,}", count) for count in domain.tokens),
+            Cell(", ".join(domain.sources)),
+        )
+        for domain in inputs.metadata.domains
+    )
+    return Table("What was traced", columns, rows)
+
+
+def _model(inputs: PageInputs) -> Table:
+    shape, capture = inputs.metadata.shape, inputs.metadata.capture
+    facts = (
+        ("model", inputs.metadata.model.name),
+        ("type", shape.model_type),
+        ("MoE layers", f"{shape.num_moe_layers} of {shape.num_layers}"),
+        ("experts of a layer", f"{shape.num_experts}, {shape.top_k} chosen per token"),
+        ("experts altogether", f"{shape.num_cells:,}, {format_size(shape.total_expert_bytes)}"),
+        ("everything else", format_size(shape.dense_bytes)),
+        ("fingerprint", inputs.metadata.model.fingerprint),
+        ("traced on", f"{capture.device} in {capture.dtype}"),
+        ("context", f"{capture.sequence_length:,} tokens"),
+    )
+    rows = tuple((Cell(name), Cell(value)) for name, value in facts)
+    columns = (Column("fact", numeric=False), Column("value", numeric=False))
+    return Table("The model and the capture", columns, rows, folded=True)

@@ -1,0 +1,113 @@
+"""The section on coverage: held out, in-sample and floor, against the share of cells kept."""
+
+import numpy as np
+import pandas as pd
+
+from moeprof.analyze import Analysis
+from moeprof.report.page.inputs import PageInputs
+from moeprof.report.page.parts import (
+    Cell,
+    Chart,
+    Column,
+    Section,
+    Table,
+    phase_words,
+    share_cell,
+)
+from moeprof.report.tables import percent
+
+LINES = {"held_out": "held-out", "in_sample": "in-sample", "floor": "floor"}
+
+
+def coverage_section(inputs: PageInputs) -> Section:
+    """How much of new text the busiest cells serve."""
+    analysis = inputs.analysis
+    return Section(
+        "coverage",
+        "Coverage",
+        _finding(inputs),
+        (
+            "Keep the busiest cells, one cell being one expert of one layer: what share of all "
+            "routing choices do they serve? Held-out is what new text will see: the cells are "
+            "chosen on some documents and scored on others. In-sample flatters, being scored on "
+            "the documents it was chosen on. The floor is what even routing would show by chance "
+            "at this sample size. Bands are 95 % intervals over documents.",
+        ),
+        (_chart(inputs),),
+        tuple(_table(analysis, phase) for phase in inputs.phases),
+    )
+
+
+def row_at_share(analysis: Analysis, phase: str, domain: str) -> "pd.Series[float]":
+    """The row of `Analysis.coverage` at the share that was asked for."""
+    frame = analysis.coverage
+    at_share = np.isclose(frame["share"], analysis.settings.share)
+    rows = frame[at_share & (frame["phase"] == phase) & (frame["domain"] == domain)]
+    return rows.iloc[0]
+
+
+def _finding(inputs: PageInputs) -> str:
+    analysis = inputs.analysis
+    rows = {phase: row_at_share(analysis, phase, inputs.overall) for phase in inputs.phases}
+    line = "held_out" if not any(np.isnan(row["held_out"]) for row in rows.values()) else ""
+    text = "new documents" if line else "the very documents they were chosen on"
+    parts = [
+        f"{percent(float(row[line or 'in_sample']))} of {phase}" for phase, row in rows.items()
+    ]
+    floor = percent(float(np.mean([row["floor"] for row in rows.values()])))
+    return (
+        f"On {text}, the busiest {percent(analysis.settings.share)} of cells serve "
+        f"{' and '.join(parts)}; even routing would show {floor}."
+    )
+
+
+def _chart(inputs: PageInputs) -> Chart:
+    curve = inputs.analysis.curve
+    num_cells = inputs.analysis.shape.num_cells
+    panels = []
+    for (phase, domain), rows in curve.groupby(["phase", "domain"], sort=False):
+        # The share that a whole number of cells really is: nominal shares would draw steps.
+        rows = rows.drop_duplicates("cells")
+        lines = []
+        for line, name in LINES.items():
+            values, low, high = (rows[f"{line}{end}"] for end in ("", "_low", "_high"))
+            if values.isna().all():
+                continue
+            lines.append({"name": name, "role": line, "y": values, "low": low, "high": high})
+        x = rows["cells"] / num_cells
+        panels.append({"title": phase_words(str(phase)), "choice": domain, "x": x, "lines": lines})
+    data = {
+        "choice": "text",
+        "choices": inputs.domains(inputs.phases[0]),
+        "x": {"name": "share of cells kept", "unit": "percent"},
+        "y": {"name": "choices served", "unit": "percent"},
+        "mark": {"x": inputs.analysis.settings.share, "name": _mark(inputs)},
+        "panels": panels,
+    }
+    return Chart("coverage", "curves", "Coverage against the share of cells kept", data)
+
+
+def _mark(inputs: PageInputs) -> str:
+    return f"{percent(inputs.analysis.settings.share)} of cells"
+
+
+def _table(analysis: Analysis, phase: str) -> Table:
+    frame = analysis.coverage[analysis.coverage["phase"] == phase]
+    shares = list(dict.fromkeys(frame["share"]))
+    columns = [Column("text", numeric=False), Column("coverage", numeric=False)]
+    columns += [Column(percent(share)) for share in shares]
+    rows = []
+    for domain, found in frame.groupby("domain", sort=False):
+        for line, name in LINES.items():
+            cells = [
+                share_cell(row[line], row[f"{line}_low"], row[f"{line}_high"])
+                for _, row in found.iterrows()
+            ]
+            rows.append((Cell(str(domain)), Cell(name), *cells))
+    return Table(
+        f"Coverage by share of cells kept, {phase_words(phase)}: percent of choices, with 95 % "
+        "intervals",
+        tuple(columns),
+        tuple(rows),
+        folded=True,
+    )

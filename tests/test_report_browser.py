@@ -1,0 +1,319 @@
+"""The page in a real browser: what it draws, asks for, and does when it is used."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browsing import Browser, open_browser
+from builders import make_counts, make_metadata
+from paging import ATTACK, ROOT, make_advice, make_inputs, skewed_counts
+from planning import N, R, V, make_placement
+
+import moeprof
+from moeprof.plan import PlanRequest
+from moeprof.plan.simulation import simulate
+from moeprof.report.page import PageInputs, report_page, simulation_request
+
+PHONE = {"width": 390, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+# Margins of the map inside its plot, as `mapOption` in cells.js sets them.
+LEFT, RIGHT, TOP, BOTTOM = 36, 4, 22, 34
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    trace = moeprof.open_trace(ROOT / "traces" / "demo")
+    placement = moeprof.read_placement(ROOT / "placements" / "demo.json")
+    simulation = simulate(trace, simulation_request(trace, PlanRequest(0)))
+    return _written(
+        tmp_path_factory.mktemp("demo"),
+        make_inputs(trace, trace.metadata, placement=placement, simulation=simulation),
+    )
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 layers of 128 experts, with a plan of three tiers."""
+    counts = {name: skewed_counts(3, 48, 128, seed) for seed, name in enumerate(("code", "prose"))}
+    cells = make_counts(counts, counts)
+    tiers = tuple(tuple([V] * 40 + [R] * 80 + [N] * 8) for _ in range(48))
+    inputs = make_inputs(
+        cells,
+        make_metadata(cells.shape, cells.domains),
+        placement=make_placement(tiers),
+        advice=make_advice(),
+    )
+    return _written(tmp_path_factory.mktemp("large"), inputs)
+
+
+def _written(folder: Path, inputs: PageInputs) -> Path:
+    path = folder / "report.html"
+    path.write_text(report_page(inputs), encoding="utf-8")
+    return path
+
+
+def _plot(page: Any, chart: str) -> Any:
+    return page.locator(f'[data-chart="{chart}"] .plot').first
+
+
+def _pixels(page: Any, chart: str) -> list[int]:
+    """Distinct colours of a chart's canvas, at every eighth pixel."""
+    script = """canvas => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const found = new Set();
+      for (let at = 0; at < data.length; at += 32) {
+        if (data[at + 3] > 0) found.add((data[at] << 16) | (data[at + 1] << 8) | data[at + 2]);
+      }
+      return [...found];
+    }"""
+    colours: list[int] = _plot(page, chart).locator("canvas").first.evaluate(script)
+    return colours
+
+
+def _point(page: Any, chart: str, column: float, row: float) -> str:
+    """Point at a place of the map, given in shares of it, and read what is said there."""
+    plot = _plot(page, chart)
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    x = box["x"] + LEFT + column * (box["width"] - LEFT - RIGHT)
+    y = box["y"] + TOP + row * (box["height"] - TOP - BOTTOM)
+    page.mouse.move(x - 3, y - 3)
+    page.mouse.move(x, y)
+    shown = plot.locator(".tip")
+    shown.wait_for(state="visible")
+    text: str = shown.inner_text()
+    return text
+
+
+def _cell(text: str) -> tuple[int, int]:
+    found = re.match(r"layer (\d+), expert (\d+)", text)
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["demo", "large"])
+def test_all_charts_are_drawn_without_a_complaint_or_a_request(
+    browser: Browser, name: str, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(name)
+    with browser.page(path, color_scheme=scheme) as (page, seen):
+        for chart in page.locator("[data-chart]").all():
+            for plot in chart.locator(".plot").all():
+                assert plot.locator("svg path, canvas").count() > 0
+        lines = page.locator('[data-chart="coverage"] svg path[fill="none"]')
+        assert lines.count() >= 6  # three lines in each phase, axes beside
+        assert len(_pixels(page, "experts")) > 6
+        assert len(_pixels(page, "placement")) >= (2 if name == "demo" else 3)
+        assert seen.messages == []
+        assert seen.requests == [path.as_uri()]
+
+
+def test_dark_and_light_follow_the_system_and_the_button(browser: Browser, demo: Path) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    found = {}
+    for scheme in ("light", "dark"):
+        with browser.page(demo, color_scheme=scheme) as (page, _):
+            before = (page.evaluate(background), set(_pixels(page, "experts")))
+            button = page.locator("#theme")
+            assert button.inner_text() == ("Dark page" if scheme == "light" else "Light page")
+            button.click()
+            found[scheme] = before, (page.evaluate(background), set(_pixels(page, "experts")))
+    assert found["light"][0] == found["dark"][1]
+    assert found["dark"][0] == found["light"][1]
+    assert found["light"][0][0] != found["dark"][0][0]
+
+
+@pytest.mark.parametrize("name", ["demo", "large"])
+def test_a_phone_never_scrolls_sideways(
+    browser: Browser, name: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(name)
+    with browser.page(path, **PHONE) as (page, seen):
+        for details in page.locator("details").all():
+            details.evaluate("one => { one.open = true }")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        # No text is cut off: only what scrolls by itself may be wider than its place.
+        wide = page.evaluate(
+            """() => [...document.querySelectorAll("h1, h2, p, dd, dt, button, .controls, figure")]
+              .filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth > 0)
+              .map(one => one.outerHTML.slice(0, 80))"""
+        )
+        assert wide == []
+        assert seen.messages == []
+
+
+def test_pointing_at_a_cell_says_what_it_is(browser: Browser, demo: Path) -> None:
+    trace = moeprof.open_trace(ROOT / "traces" / "demo")
+    counts = trace.cell_counts().select(None, "decode").sum(axis=0)
+    tiers = moeprof.read_placement(ROOT / "placements" / "demo.json").tier_of
+    with browser.page(demo) as (page, _):
+        for row, expert in ((0, 0), (3, 17), (5, 31)):
+            text = _point(page, "experts", (expert + 0.5) / 32, (row + 0.5) / 6)
+            own, total = int(counts[row, expert]), int(counts[row].sum())
+            assert _cell(text) == (trace.shape.moe_layers[row], expert)
+            assert f"decode choices\t{own:,}" in text
+            assert f"share of the layer\t{100 * own / total:.1f} %" in text
+            assert f"times the even share\t{32 * own / total:.2f}" in text
+            assert f"rank in the layer\t{1 + int((counts[row] > own).sum())} of 32" in text
+            assert f"tier\t{('vram', 'ram', 'nvme')[tiers[row, expert]]}" in text
+
+
+def test_the_map_changes_with_phase_text_and_order(browser: Browser, demo: Path) -> None:
+    cells = moeprof.open_trace(ROOT / "traces" / "demo").cell_counts()
+    with browser.page(demo) as (page, _):
+        chart = page.locator('[data-chart="experts"]')
+        chart.get_by_role("button", name="prefill").click()
+        chart.locator("select").select_option("german")
+        counts = cells.select("german", "prefill").sum(axis=0)
+        text = _point(page, "experts", 4.5 / 32, 1.5 / 6)
+        assert f"prefill choices\t{counts[1, 4]:,}" in text
+        chart.get_by_role("button", name="busiest first").click()
+        text = _point(page, "experts", 0.5 / 32, 1.5 / 6)
+        assert _cell(text)[1] == int(counts[1].argmax())
+        assert "rank in the layer\t1 of 32" in text
+
+
+def test_the_map_zooms_by_button_and_wheel_and_moves(browser: Browser, large: Path) -> None:
+    with browser.page(large) as (page, seen):
+        chart = page.locator('[data-chart="experts"]')
+        wider = chart.get_by_role("button", name="zoom out")
+        assert wider.is_disabled()
+        chart.get_by_role("button", name="zoom in").click()
+        # Half of the map, its middle: experts 32 to 95 and rows 12 to 35 (layers 13 to 36).
+        layer, expert = _cell(_point(page, "experts", 0.01, 0.02))
+        assert max(abs(layer - 13), abs(expert - 32)) <= 1
+        layer, expert = _cell(_point(page, "experts", 0.99, 0.98))
+        assert max(abs(layer - 36), abs(expert - 95)) <= 1
+        before = _cell(_point(page, "experts", 0.5, 0.5))
+        page.mouse.down()
+        page.mouse.move(*_moved(page, 0.25), steps=5)
+        page.mouse.up()
+        assert _cell(_point(page, "experts", 0.75, 0.5))[1] == pytest.approx(before[1], abs=1)
+        chart.get_by_role("button", name="show the whole map").click()
+        assert _cell(_point(page, "experts", 0.5 / 128, 0.5 / 48)) == (1, 0)
+        _point(page, "experts", 0.5, 0.5)
+        page.keyboard.down("Control")
+        page.mouse.wheel(0, -400)
+        page.keyboard.up("Control")
+        assert wider.is_enabled()
+        assert _cell(_point(page, "experts", 0.01, 0.5))[1] > 0
+        assert seen.messages == []
+
+
+def _moved(page: Any, share: float) -> tuple[float, float]:
+    """The middle of the map, moved right by a share of its width."""
+    box = _plot(page, "experts").bounding_box()
+    width, height = box["width"] - LEFT - RIGHT, box["height"] - TOP - BOTTOM
+    return box["x"] + LEFT + (0.5 + share) * width, box["y"] + TOP + 0.5 * height
+
+
+def test_a_wheel_without_control_scrolls_the_page(browser: Browser, large: Path) -> None:
+    with browser.page(large) as (page, _):
+        _point(page, "experts", 0.5, 0.5)
+        before = page.evaluate("scrollY")
+        page.mouse.wheel(0, 300)
+        waited = 0
+        while page.evaluate("scrollY") == before and waited < 100:
+            page.wait_for_timeout(50)
+            waited += 1
+        assert page.evaluate("scrollY") > before
+        zoom = page.locator('[data-chart="experts"]').get_by_role("button", name="zoom out")
+        assert zoom.is_disabled()
+
+
+def test_curves_change_with_the_text_and_say_their_numbers(browser: Browser, demo: Path) -> None:
+    with browser.page(demo) as (page, _):
+        chart = page.locator('[data-chart="coverage"]')
+        before = chart.locator("svg").first.inner_html()
+        chart.locator("select").select_option("python")
+        assert chart.locator("svg").first.inner_html() != before
+        plot = _plot(page, "coverage")
+        plot.scroll_into_view_if_needed()
+        plot.hover()
+        text = plot.locator(".tip").inner_text()
+        assert re.search(r"held-out\t\d+\.\d %\t\d+\.\d % to \d+\.\d %", text)
+        assert "floor\t" in text
+
+
+def test_layers_are_sorted_by_a_click(browser: Browser, demo: Path) -> None:
+    with browser.page(demo) as (page, _):
+        table = page.locator("#layers table").first
+        column = table.locator("thead th", has_text="held-out")
+        index = column.evaluate("one => one.cellIndex")
+
+        def values() -> list[float]:
+            script = f"row => Number(row.children[{index}].dataset.value)"
+            return [row.evaluate(script) for row in table.locator("tbody tr").all()]
+
+        given = values()
+        column.get_by_role("button").click()
+        assert column.get_attribute("aria-sort") == "descending"
+        assert values() == sorted(given, reverse=True)
+        column.get_by_role("button").click()
+        assert column.get_attribute("aria-sort") == "ascending"
+        assert values() == sorted(given)
+
+
+def test_without_scripts_verdict_and_tables_remain(browser: Browser, demo: Path) -> None:
+    with browser.page(demo, java_script_enabled=False, width=390) as (page, _):
+        assert page.locator("#verdict h2").is_visible()
+        assert page.locator("#layers table").first.locator("tbody tr").count() == 6
+        assert page.locator("#layers table").first.is_visible()
+        assert page.locator("#theme").is_hidden()
+        assert page.get_by_text("drawn by a script").count() == page.locator("figure").count()
+        page.locator("#coverage summary").first.click()
+        assert page.locator("#coverage table").first.is_visible()
+
+
+def test_paper_is_light_and_shows_every_table(browser: Browser, demo: Path) -> None:
+    with browser.page(demo, color_scheme="dark") as (page, _):
+        dark = page.evaluate("getComputedStyle(document.body).color")
+        folded = page.locator("main details:not([open])").count()
+        assert folded > 0
+        page.emulate_media(media="print", color_scheme="dark")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("main details:not([open])").count() == 0
+        assert page.evaluate("getComputedStyle(document.body).color") != dark
+        assert page.locator("nav").is_hidden()
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        page.emulate_media(media="screen", color_scheme="dark")
+        assert page.locator("main details:not([open])").count() == folded
+        assert page.evaluate("getComputedStyle(document.body).color") == dark
+        assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_an_attack_by_name_does_not_run(browser: Browser, tmp_path: Path) -> None:
+    counts = skewed_counts(3, 2, 4)
+    cells = make_counts({ATTACK: counts, "prose": counts})
+    inputs = make_inputs(
+        cells,
+        make_metadata(cells.shape, cells.domains),
+        placement=make_placement(notes=(ATTACK,)),
+    )
+    with browser.page(_written(tmp_path, inputs)) as (page, seen):
+        page.locator('[data-chart="coverage"] select').select_option(ATTACK)
+        _plot(page, "coverage").hover()
+        _point(page, "experts", 0.1, 0.1)
+        assert page.evaluate("window.hacked") is None
+        assert seen.messages == []
+        assert len(seen.requests) == 1
+
+
+def test_a_model_without_any_choice_in_a_layer_is_drawn(browser: Browser, tmp_path: Path) -> None:
+    counts = skewed_counts(3, 3, 8)
+    counts[:, 1] = 0
+    cells = make_counts({"text": counts})
+    inputs = make_inputs(cells, make_metadata(cells.shape, cells.domains))
+    with browser.page(_written(tmp_path, inputs)) as (page, seen):
+        assert "prefill choices\t0" in _point(page, "experts", 0.5, 0.5)
+        assert seen.messages == []
+        assert np.isfinite(len(_pixels(page, "experts")))

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+from paging import ROOT, charts_of, run
+from test_origin import counts_trace
+
+
+def test_a_trace_of_counts_alone_has_a_page_that_says_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = counts_trace(tmp_path / "trace")
+    path = tmp_path / "report.html"
+    assert run(trace.path, "-o", path, "--resamples", 2) == 0
+    page = path.read_text(encoding="utf-8")
+    assert "A cache cannot be replayed: it was imported from imatrix" in page
+    assert "Imported from imatrix (a.gguf), which does not say: which experts" in page
+    assert str(tmp_path) not in page
+
+
+def test_the_command_writes_one_file_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pages" / "report.html"
+    assert run("traces/demo", "-o", path, "--resamples", 2) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"wrote {path}\n")
+    assert [one.name for one in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_budget_and_a_machine_give_a_verdict_in_tokens_per_second(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+    machine = ("--gpu", "RTX 3090", "--ram", "ddr5-6000x2", "--device-context", 0)
+    model = ("--model", ROOT / "moeprof" / "demo" / "model", "--vram", "10MB", "--context", 512)
+    assert run("traces/demo", *model, *machine, "-o", path, "--resamples", 2) == 0
+    page = path.read_text(encoding="utf-8")
+    verdict_of_page = page[page.index('id="verdict"') : page.index("<nav")]
+    assert "at 9.5\u00a0MiB of VRAM" in verdict_of_page
+    assert "tokens/s in decode" in verdict_of_page
+    charts = charts_of(page)
+    assert charts["sweep"]["mark"]["x"] == 10_000_000
+    assert 10_000_000 in charts["sweep"]["panels"][0]["x"]
+    assert {"policies", "policies-speed"} <= set(charts)
+    assert "RTX 3090" in page
+    assert "error" not in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten_without_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("mine", encoding="utf-8")
+    assert run("traces/demo", "-o", path) == 1
+    assert f"error: {path}: already exists" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert run("traces/demo", "-o", path, "--resamples", 2, "--force") == 0
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("trace", "options", "message"),
+    [
+        ("traces/nothing", (), "not a trace"),
+        ("traces/demo", ("--plan", "nothing.json"), "nothing.json: no such file"),
+        ("traces/demo", ("--vram", "much"), "'much' is not a size"),
+        ("traces/demo", ("--vram", "1KB"), "needed before the first expert"),
+        ("traces/demo", ("--gpu", "RTX 3090"), "needs both --gpu and --ram"),
+    ],
+)
+def test_wrong_input_is_refused_and_leaves_nothing(
+    trace: str,
+    options: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "report.html"
+    assert run(trace, "-o", path, *options) == 1
+    assert message in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("options", [("--model", "some/model"), ("--format", "q3_k")])
+def test_wrong_usage_is_told_from_failure(options: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert run("traces/demo", "-o", path, *options) == 2
+    assert not path.exists()
+
+
+def test_a_folder_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("traces/demo", "-o", tmp_path) == 1
+    assert "is a folder" in capsys.readouterr().err
