@@ -12,7 +12,9 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "f
 class Case:
     """A layer split between the device and the host, and what it is to give."""
 
-    def __init__(self, shape, weight_format, unit="silu", biases=False, on_host=(), pool=6):
+    def __init__(
+        self, shape, weight_format, unit="silu", biases=False, on_host=(), pool=6, answers=True
+    ):
         from moeprof.native import _cuda
 
         self.hidden_size, self.width, self.top_k = shape
@@ -51,8 +53,9 @@ class Case:
         self.on_host, self.host = on_host, host
         self.answerer = Answerer(self.exchange.address, self.hidden_size, self.top_k, self.workers)
         self.answerer.set_layer(3, host)
-        if on_host:
+        if on_host and answers:
             self.answerer.start()
+        self.pin = None
         self.counts = torch.zeros(2, self.num_experts, dtype=torch.int64, device="cuda")
 
     def use_host(self, copies: bool, computes: bool, costs=(1.0, 1.0, 1.0)) -> None:
@@ -61,11 +64,11 @@ class Case:
 
         addresses = np.zeros(self.num_experts, np.int64)
         if copies and self.on_host:
-            pin = _cuda.HostPin(self.places, self.places.ctypes.data, self.places.nbytes)
-            offset = pin.device_address
+            if self.pin is None:
+                start = self.places.ctypes.data
+                self.pin = _cuda.HostPin(self.places, start, self.places.nbytes)
             for expert in self.on_host:
-                addresses[expert] = offset + expert * self.places.shape[1]
-            self.pin = pin
+                addresses[expert] = self.pin.device_address + expert * self.places.shape[1]
         room = None
         if computes:
             answerer = PrefillAnswerer(self.exchange.address, self.workers)

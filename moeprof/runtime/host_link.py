@@ -147,13 +147,15 @@ def measure_host(
         workers: threads that compute.
         shape: hidden size and experts per token.
     """
+    most = _MEASURED_EXPERTS * _MEASURED_TOKENS
+    rows = np.ones((most, shape[0]), np.float32)
+    outputs = np.zeros((most, *shape[::-1]), np.float32)
+    outputs[:] = 1  # pages that nobody wrote before would be measured, too
 
     def run(kernel: ExpertLayer, experts: Sequence[int], num_tokens: int) -> float:
-        rows = np.ones((num_tokens * len(experts), shape[0]), np.float32)
-        ids = np.full((len(rows), shape[1]), NO_EXPERT, np.uint16)
+        ids = np.full((num_tokens * len(experts), shape[1]), NO_EXPERT, np.uint16)
         ids[:, 0] = np.repeat(np.array(experts, np.uint16), num_tokens)
-        outputs = np.empty((*ids.shape, shape[0]), np.float32)
-        addresses = (ids.ctypes.data, len(rows), outputs.ctypes.data)
+        addresses = (ids.ctypes.data, len(ids), outputs.ctypes.data)
         begun = time.perf_counter_ns()
         kernel.prefill_slots(workers, rows.ctypes.data, "float32", *addresses)
         return time.perf_counter_ns() - begun
@@ -161,7 +163,7 @@ def measure_host(
     fixed, per_token = [], []
     for layer in layers:
         one, some, many = _groups(layer.held)
-        run(layer.kernel, one, _MEASURED_TOKENS)  # wakes the workers, makes room
+        run(layer.kernel, many, _MEASURED_TOKENS)  # wakes the workers, makes room
         few = run(layer.kernel, one, 1)
         expert = _slope(few, len(one), run(layer.kernel, some, 1), len(some))
         whole = run(layer.kernel, many, _MEASURED_TOKENS) / len(many)

@@ -389,5 +389,3 @@ def _clock(request: ExpertsRequest) -> LayerClock:
     if request.device.type == "cuda":
         return DeviceClock(num_layers, request.meter, request.device)
     return LayerClock(num_layers, request.meter, request.device)
-
-

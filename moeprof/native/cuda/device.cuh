@@ -94,6 +94,12 @@ __device__ __forceinline__ void store_shared_half(SharedAddress address, std::ui
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(half) : "memory");
 }
 
+__device__ __forceinline__ uint2 load_shared_two(SharedAddress address) {
+    uint2 two;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(two.x), "=r"(two.y) : "r"(address));
+    return two;
+}
+
 __device__ __forceinline__ uint4 load_shared_four(SharedAddress address) {
     uint4 four;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -82,8 +82,8 @@ __device__ __forceinline__ uint4 block_of(const std::uint32_t (&low)[2][4],
     }
 }
 
-__device__ __forceinline__ void load_words(std::uint32_t (&words)[4], const std::uint8_t* from) {
-    const uint4 loaded = *reinterpret_cast<const uint4*>(from);
+__device__ __forceinline__ void load_words(std::uint32_t (&words)[4], SharedAddress from) {
+    const uint4 loaded = load_shared_four(from);
     words[0] = loaded.x;
     words[1] = loaded.y;
     words[2] = loaded.z;
@@ -92,7 +92,7 @@ __device__ __forceinline__ void load_words(std::uint32_t (&words)[4], const std:
 
 // Blocks 4 kHalf to 4 kHalf + 3 of a stage's eight.
 template <Format kFormat, Projection kProjection, int kHalf>
-__device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
+__device__ __forceinline__ void multiply_half(SharedAddress stage,
                                               const LanePlace<kFormat, kProjection>& lane,
                                               Sums<kFormat>& sums) {
     using Stage = StageOf<kFormat>;
@@ -102,13 +102,8 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
     constexpr int kFromBits = kIsBytes ? kCountFromBits : kCountSixteenthsBits;
     constexpr std::uint32_t kWordsAt = kQuad * kBlocksAbreast * kScaleBytes;
     const std::uint32_t token = lane.first_token() + lane.g;
-    const std::uint8_t* row = stage + Stage::kRows + token * Ready::kRowBytes;
-    std::uint32_t columns[2][4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        load_words(columns[i], row + row_piece<kFormat>(token, (kHalf * 2 + i) * 4 + lane.t) * 16);
-    }
-    const std::uint8_t* scales =
+    const SharedAddress row = stage + Stage::kRows + token * Ready::kRowBytes;
+    const SharedAddress scales =
         stage + Stage::kScales +
         (kHalf * 4 * Stage::kTokens + lane.first_token() + 2 * lane.t) * Ready::kScaleBytes;
 #pragma unroll
@@ -117,19 +112,27 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
         uint2 weight_scales[2];
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper) {
-            const std::uint8_t* quad = stage + lane.quad(matrix, upper) * Stage::kQuadBytes;
+            const SharedAddress quad = stage + lane.quad(matrix, upper) * Stage::kQuadBytes;
             load_words(low[upper], quad + kWordsAt + word_piece(lane.t, lane.g % 4, kHalf) * 16);
             if constexpr (kIsBytes) {
                 load_words(high[upper],
                            quad + kWordsAt + word_piece(lane.t + 4, lane.g % 4, kHalf) * 16);
             }
-            weight_scales[upper] =
-                *reinterpret_cast<const uint2*>(quad + lane.g % 4 * 16 + kHalf * 8);
+            weight_scales[upper] = load_shared_two(quad + lane.g % 4 * 16 + kHalf * 8);
         }
+        uint4 columns;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float2 token_scales = *reinterpret_cast<const float2*>(
-                scales + i * Stage::kTokens * Ready::kScaleBytes);
+            if (i % 2 == 0) {
+                const std::uint32_t piece = (kHalf * 2 + i / 2) * 4 + lane.t;
+                columns = load_shared_four(row + row_piece<kFormat>(token, piece) * 16);
+            }
+            const uint2 token_scales =
+                load_shared_two(scales + i * Stage::kTokens * Ready::kScaleBytes);
+            const int4 counted = multiply_signed(
+                block_of<kFormat>(low, high, i),
+                i % 2 == 0 ? make_uint2(columns.x, columns.y) : make_uint2(columns.z, columns.w),
+                make_int4(kFromBits, kFromBits, kFromBits, kFromBits));
             float row_scales[2];
 #pragma unroll
             for (int upper = 0; upper < 2; ++upper) {
@@ -137,22 +140,17 @@ __device__ __forceinline__ void multiply_half(const std::uint8_t* stage,
                 row_scales[upper] =
                     half_to_float(static_cast<std::uint16_t>(i % 2 == 0 ? word : word >> 16));
             }
-            const uint4 rows = block_of<kFormat>(low, high, i);
-            const uint2 column =
-                make_uint2(columns[i / 2][i % 2 * 2], columns[i / 2][i % 2 * 2 + 1]);
-            const int4 counted = multiply_signed(
-                rows, column, make_int4(kFromBits, kFromBits, kFromBits, kFromBits));
             float(&sum)[4] = sums.lanes[kHalf * 4 + i][matrix];
-            add_term(sum[0], counted.x, kFrom, row_scales[0], token_scales.x);
-            add_term(sum[1], counted.y, kFrom, row_scales[0], token_scales.y);
-            add_term(sum[2], counted.z, kFrom, row_scales[1], token_scales.x);
-            add_term(sum[3], counted.w, kFrom, row_scales[1], token_scales.y);
+            add_term(sum[0], counted.x, kFrom, row_scales[0], float_of(token_scales.x));
+            add_term(sum[1], counted.y, kFrom, row_scales[0], float_of(token_scales.y));
+            add_term(sum[2], counted.z, kFrom, row_scales[1], float_of(token_scales.x));
+            add_term(sum[3], counted.w, kFrom, row_scales[1], float_of(token_scales.y));
         }
     }
 }
 
 template <Projection kProjection>
-__device__ __forceinline__ void multiply_runs(const std::uint8_t* stage,
+__device__ __forceinline__ void multiply_runs(SharedAddress stage,
                                               const LanePlace<Format::kBf16, kProjection>& lane,
                                               Sums<Format::kBf16>& sums) {
     using Stage = StageOf<Format::kBf16>;
@@ -164,9 +162,8 @@ __device__ __forceinline__ void multiply_runs(const std::uint8_t* stage,
 #pragma unroll
         for (int matrix = 0; matrix < 2; ++matrix) {
             const auto at = [&](std::uint32_t upper) {
-                return *reinterpret_cast<const uint2*>(
-                    stage + lane.quad(matrix, upper) * Stage::kQuadBytes + run * 128 +
-                    lane.g % 4 * 32 + lane.t * 8);
+                return load_shared_two(stage + lane.quad(matrix, upper) * Stage::kQuadBytes +
+                                       run * 128 + lane.g % 4 * 32 + lane.t * 8);
             };
             const uint2 lower_rows = at(0), upper_rows = at(1);
             rows[matrix] = make_uint4(lower_rows.x, upper_rows.x, lower_rows.y, upper_rows.y);
@@ -175,8 +172,8 @@ __device__ __forceinline__ void multiply_runs(const std::uint8_t* stage,
         for (std::uint32_t column = 0; column < 2; ++column) {
             const std::uint32_t token = lane.first_token() + column * 8 + lane.g;
             const std::uint32_t piece = row_piece<Format::kBf16>(token, run * 2 + lane.t / 2);
-            columns[column] = *reinterpret_cast<const uint2*>(
-                stage + Stage::kRows + token * kRowBytes + piece * 16 + lane.t % 2 * 8);
+            columns[column] = load_shared_two(stage + Stage::kRows + token * kRowBytes +
+                                              piece * 16 + lane.t % 2 * 8);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -186,7 +183,7 @@ __device__ __forceinline__ void multiply_runs(const std::uint8_t* stage,
 }
 
 template <Format kFormat, Projection kProjection>
-__device__ __forceinline__ void multiply(const std::uint8_t* stage,
+__device__ __forceinline__ void multiply(SharedAddress stage,
                                          const LanePlace<kFormat, kProjection>& lane,
                                          Sums<kFormat>& sums) {
     if constexpr (kFormat == Format::kBf16) {

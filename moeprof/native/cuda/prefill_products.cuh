@@ -148,7 +148,7 @@ __device__ __forceinline__ void compute_tiles(const PrefillCall& call, const Sha
             const std::uint32_t free = stage == 0 ? Stage::kStages - 1 : stage - 1;
             loader.push(ring + free * Stage::kBytes);
             if (takes_part) {
-                multiply<kFormat, kProjection>(stages + stage * Stage::kBytes, lane, sums);
+                multiply<kFormat, kProjection>(ring + stage * Stage::kBytes, lane, sums);
             }
             stage = stage + 1 == Stage::kStages ? 0 : stage + 1;
         }
