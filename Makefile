@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt $(CXX_FILES)
 # A known CPU build; an unpinned torch would bring gigabytes on machines without a GPU.
 TORCH := torch==2.13.0
 
-.PHONY: setup demo test test-rest test-all sanitize lint format clean
+.PHONY: setup demo test test-rest test-all sanitize neon lint format clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,18 @@ sanitize: setup
 	  $(BIN)/cmake --build build/sanitize-$$sanitizers --parallel 2 && \
 	  build/sanitize-$$sanitizers/sanitize || exit 1; \
 	done
+
+# The path for Arm processors, by a cross compiler and in an emulator: the bits of this machine.
+NEON := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+neon: setup
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null || { echo "hint: apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 1; }
+	$(BIN)/cmake -S . -B build/neon $(NEON) -DMOEPROF_SANITIZE=undefined >/dev/null
+	$(BIN)/cmake --build build/neon --parallel 2
+	$(BIN)/cmake -S . -B build/beside-neon -DMOEPROF_SANITIZE=undefined >/dev/null
+	$(BIN)/cmake --build build/beside-neon --parallel 2
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/neon/sanitize | tee build/neon/said
+	grep -q ' neon$$' build/neon/said
+	build/beside-neon/sanitize | grep bits | grep -Fxf - build/neon/said
 
 lint: setup
 	$(BIN)/ruff check .

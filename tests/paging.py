@@ -114,6 +114,6 @@ def make_advice(**changes: Any) -> Advice:
         "domain_sets": DomainSets(gain, {}, gain, True, 4096, 700.0),
         "sweep": sweep,
         "rests_on": ("These figures rest on six documents.",),
-        "missing": ("Nobody measured the drive.",),
+        "missing": ("how fast the drive is",),
     }
     return Advice(**(fields | changes))

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from advising import SHAPE, advise_on, make_machine, make_routed, without_batches
+from advising import DENSE, SHAPE, advise_on, make_machine, make_routed, without_batches
 from builders import make_counts, make_shape
 from builders import make_trace as make_block_trace
+from planning import make_facts
 from synthetic import Routing
 from test_plan import routed as block_of
 
 from moeprof.hardware import Time
+from moeprof.plan import PlanRequest, plan
 from moeprof.plan import advice as words
 from moeprof.plan.cost import DecodeClock, decode_clock
 from moeprof.plan.evaluated import Evaluated
@@ -336,3 +338,27 @@ def _two_phased(path: Path) -> Trace:
     sequence = np.repeat(np.arange(12), 20).tolist()
     block = block_of(experts.tolist(), sequence, phase)
     return make_block_trace(path / "t", {"a": block}, SHAPE, weights=False)
+
+
+def test_a_plan_predicts_prefill_as_the_clock_prices_it(tmp_path: Path) -> None:
+    trace = make_routed(tmp_path, ZIPF)
+    machine = make_machine(dense_batch_time=Time(1.0, 0.0, 0.25))
+    found = plan(trace, make_facts(SHAPE), PlanRequest(DENSE + 500 + 24_000, hardware=machine))
+    (in_ram,) = (one for one in found.baselines if one.name == "all_ram")
+    assert in_ram.predicted.prefill is not None
+    assert in_ram.predicted.prefill.tokens_per_s is not None
+    # By hand: twelve prompts of 40 tokens, 1 s and 0.25 s a token a layer set; an expert of n
+    # tokens takes the shorter of 3 + n in RAM and 5 + 1 + 0.1 n copied; the longer part counts.
+    rows = trace.rows(phase="prefill")
+    seconds = 12 * (4 * 1.0) + 12 * 40 * 0.25
+    for _, some in rows.groupby(["sequence", "layer"]):
+        used = np.bincount(np.concatenate(some["experts"].to_numpy()))
+        used = used[used > 0]
+        copied = 6 + 0.1 * used < 3 + used
+        ram = (3 + used[~copied]).sum()
+        seconds += max((6 + 0.1 * used[copied]).sum(), ram + 2.0 * bool((~copied).any()))
+    speed = in_ram.predicted.prefill.tokens_per_s.value
+    assert speed == pytest.approx(12 * 40 / seconds, rel=1e-5)
+    assert found.predicted.prefill is not None
+    assert found.predicted.prefill.tokens_per_s is not None
+    assert found.predicted.prefill.tokens_per_s.value > speed

@@ -58,7 +58,8 @@ def test_a_machine_gives_tokens_per_second(trace, tmp_path, capsys):
     bought = ("--gpu", "RTX 3090", "--ram", "ddr5-6000x2", "--format", "q8_0")
     rows = rows_of(capsys, trace, "--policy", "lru", "--budget", "50%", *bought)
     assert rows[1]["tokens_per_s"] > 0
-    assert rows[1]["budget_bytes"] == 1000 * 34 // 64 * 16 // 2
+    # 500 values are 16 blocks of 34 bytes.
+    assert rows[1]["budget_bytes"] == 16 * 34 * 16 // 2
 
 
 def test_options_reach_the_replay(trace, capsys):

@@ -347,6 +347,41 @@ def test_the_command_takes_facts_and_a_model(tmp_path: Path, capsys) -> None:
     assert "3 layers in the files, 6 MoE layers were named" in capsys.readouterr().err
 
 
+def test_an_export_imported_again_can_be_planned(tmp_path: Path, capsys) -> None:
+    """Out of moeprof and back: the checkpoint says what the foreign format does not."""
+    demo, model = ROOT / "traces" / "demo", ROOT / "moeprof" / "demo" / "model"
+    file, output = tmp_path / "demo.csv", tmp_path / "trace"
+    assert run("export", "route-trace", demo, "-o", file) == 0
+    assert run("export", "route-trace", demo, "-o", file) == 1
+    assert "already exists" in capsys.readouterr().err
+    assert run("import", "route-trace", file, "--model", model, "-o", output) == 0
+    ours, theirs = open_trace(demo), open_trace(output)
+    assert theirs.shape == ours.shape
+    counts = [one.cell_counts().counts.sum(axis=0) for one in (ours, theirs)]
+    np.testing.assert_array_equal(*counts)
+    assert theirs.metadata.missing == ("token_ids",)
+    options = ["--vram", "6MB", "--context", "64", "--device-context", "0"]
+    assert run("plan", output, "--model", model, *options, "-o", tmp_path / "plan.json") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "demo.csv", "plan.json", "plan.png", "trace",
+    ]  # fmt: skip
+
+
+def test_exports_that_make_no_sense_are_refused(tmp_path: Path, capsys) -> None:
+    assert run("export", "imatrix", ROOT / "traces" / "demo", "-o", tmp_path / "a") == 2
+    assert "'imatrix' is not one of route-trace, tok-layers" in capsys.readouterr().err
+    lines = "layer,expert,count\n" + "".join(f"0,{expert},2\n" for expert in range(4))
+    (tmp_path / "counts.csv").write_text(lines)
+    arguments = ["--top-k", 2, "-o", tmp_path / "trace"]
+    assert run("import", "layer-expert-csv", tmp_path / "counts.csv", *arguments) == 0
+    capsys.readouterr()
+    assert run("export", "tok-layers", tmp_path / "trace", "-o", tmp_path / "a") == 1
+    assert "it cannot be written as rows: it was imported from layer-expert-csv" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "a").exists()
+
+
 def test_budgets_in_bytes_need_the_bytes_of_experts(tmp_path: Path, capsys) -> None:
     output = tmp_path / "trace"
     options = ["--num-experts", 8, "--phase", "decode", "-o", output]

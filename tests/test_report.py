@@ -1,3 +1,4 @@
+import hashlib
 import html
 import re
 from html.parser import HTMLParser
@@ -119,6 +120,13 @@ def test_only_the_scripts_of_the_page_are_allowed_to_run(demo_page: str) -> None
     assert script.count("sha256-") == demo_page.count("<script>")
 
 
+def test_the_bundled_library_is_the_one_that_its_note_describes() -> None:
+    vendor = ROOT / "moeprof" / "report" / "page" / "vendor"
+    library = (vendor / "echarts.min.js").read_bytes()
+    assert hashlib.sha256(library).hexdigest() in (vendor / "README.md").read_text(encoding="utf-8")
+    assert b"</script" not in library
+
+
 def test_numbers_in_the_charts_are_those_of_the_trace(demo_page: str) -> None:
     trace = moeprof.open_trace(ROOT / "traces" / "demo")
     maps = charts_of(demo_page)["experts"]["maps"]
@@ -196,7 +204,7 @@ def test_with_a_plan_the_verdict_is_that_of_the_plan(worthwhile: bool | None, mo
 def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
     found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
     assert (found.mood, found.headline) == ("good", "Pin it, at 7.8 KiB of VRAM")
-    assert found.sentences == ("Pin the hot set.", "Nobody measured the drive.")
+    assert found.sentences == ("Pin the hot set.", "Not known: how fast the drive is.")
     assert found.changes == ("A slower card.",)
     assert [(one.value, one.interval) for one in found.figures] == [
         ("+100 %", "90 to 110"),
@@ -290,12 +298,15 @@ def test_one_document_is_too_few_to_decide() -> None:
 
 
 def test_disjoint_domains_lose_by_merging() -> None:
-    # Experts 0 and 1 serve one text, 2 and 3 the other; 20 % of the eight cells are two.
+    # Experts 0 and 1 serve one text, 2 and 3 the other; 20 % of the eight cells are two: half of
+    # what each text needs. One set for both is that of the first text, two thirds of all choices.
     code, prose = np.zeros((2, 6, 2, 4), int)
-    code[..., :2], prose[..., 2:] = 100, 100
+    code[..., :2], prose[..., 2:] = 200, 100
     section = domains_section(inputs_of({"code": code, "prose": prose}))
     assert "serves 50 % of the choices on its own kind of text, 0 % on another" in section.finding
-    assert "merging loses 25.0 points" in " ".join(section.prose)
+    assert "serves 33 %, a set for each 50 % of the same documents: merging loses 16.7" in " ".join(
+        section.prose
+    )
 
 
 def test_caches_hit_as_often_as_counted_by_hand(tmp_path: Path) -> None:

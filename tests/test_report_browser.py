@@ -230,6 +230,43 @@ def test_a_wheel_without_control_scrolls_the_page(browser: Browser, large: Path)
         assert zoom.is_disabled()
 
 
+def test_one_finger_scrolls_the_page_and_moves_the_map_once_it_is_zoomed(
+    browser: Browser, demo: Path
+) -> None:
+    with browser.page(demo, **PHONE) as (page, seen):
+        chart, plot = page.locator('[data-chart="experts"]'), _plot(page, "experts")
+        plot.evaluate("one => one.scrollIntoView({ block: 'center' })")
+        box = plot.bounding_box()
+        place = box["x"] + 150, box["y"] + 90
+        before = page.evaluate("scrollY")
+        _swipe(page, place, (0, -100))
+        assert page.evaluate("scrollY") > before
+        chart.get_by_role("button", name="zoom in").click()
+        plot.evaluate("one => one.scrollIntoView({ block: 'center' })")
+        before = page.evaluate("scrollY")
+        page.touchscreen.tap(*place)
+        layer, expert = _cell(plot.locator(".tip").inner_text())
+        # Sixteen experts fill the map; it is moved by half of its width.
+        _swipe(page, place, (-0.5 * (box["width"] - LEFT - RIGHT), 0))
+        page.touchscreen.tap(*place)
+        assert _cell(plot.locator(".tip").inner_text()) == (layer, pytest.approx(expert + 8, abs=1))
+        assert page.evaluate("scrollY") == before
+        assert seen.messages == []
+
+
+def _swipe(page: Any, start: tuple[float, float], by: tuple[float, float]) -> None:
+    """Put one finger down, move it in ten steps, lift it."""
+    session = page.context.new_cdp_session(page)
+    points = [(start[0] + by[0] * step / 10, start[1] + by[1] * step / 10) for step in range(11)]
+    kinds = ["touchStart", *["touchMove"] * 10]
+    for kind, (x, y) in zip(kinds, points, strict=True):
+        touch = {"type": kind, "touchPoints": [{"x": x, "y": y}]}
+        session.send("Input.dispatchTouchEvent", touch)
+        page.wait_for_timeout(30)
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_timeout(400)
+
+
 def test_curves_change_with_the_text_and_say_their_numbers(browser: Browser, demo: Path) -> None:
     with browser.page(demo) as (page, _):
         chart = page.locator('[data-chart="coverage"]')

@@ -7,7 +7,8 @@ from planning import make_hardware
 from replaying import make_routed
 
 from moeprof.errors import CapacityError, TraceError
-from moeprof.plan.simulation import SimulationRequest, expert_bytes_in, simulate
+from moeprof.plan.simulation import SimulationRequest, simulate
+from moeprof.plan.trace_facts import expert_bytes_in
 from moeprof.policies import parse_policy
 from moeprof.report.policy_figure import policy_figure
 

@@ -12,6 +12,7 @@ from moeprof.cli.analyze import analyze
 from moeprof.cli.bench import bench
 from moeprof.cli.compare import compare
 from moeprof.cli.demo import demo
+from moeprof.cli.export import export
 from moeprof.cli.hardware import hardware
 from moeprof.cli.import_ import import_
 from moeprof.cli.inspect import inspect
@@ -40,6 +41,7 @@ app = typer.Typer(
 COMMANDS = (
     trace,
     import_,
+    export,
     inspect,
     analyze,
     advise,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from moeprof.cli.options import Force, Json, Seed, read_text, table_console
+from moeprof.cli.options import DenseFormat, Force, Json, Seed, read_text, table_console
 from moeprof.cli.progress import load_shown
 from moeprof.errors import CapacityError
 
@@ -41,6 +41,7 @@ def bench(
             "--format", help="Of the experts: q4_0, q8_0 or bf16. [default: the plan's, or bf16]"
         ),
     ] = None,
+    dense_format: DenseFormat = "stored",
     threads: Annotated[
         int | None,
         typer.Option("--threads", "--cpu-threads", min=1, max=1024, help="As in moeprof run."),
@@ -83,6 +84,7 @@ def bench(
         "device": device,
         "dtype": dtype,
         "weight_format": weight_format or (None if plan.planned_formats else "bf16"),
+        "dense_format": dense_format,
         "num_threads": threads,
         "movable": True,
     }
@@ -133,6 +135,7 @@ def _document(loaded: "LoadedModel", cases: "list[Case]", figures: "list[Figure]
         "model": loaded.checkpoint.name,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dense_format": loaded.dense_format,
         "weight_format": loaded.experts.weight_format,
         "placements": {case.name: case.description for case in cases},
         "figures": entries,

@@ -24,6 +24,14 @@ RunFormat = Annotated[
     ),
 ]
 
+DenseFormat = Annotated[
+    str,
+    typer.Option(
+        "--dense-format",
+        help="Of linear layers outside the experts: q8_0, or stored for the model's own type.",
+    ),
+]
+
 
 def check_format(weight_format: str | None) -> None:
     """Refuse what `--format` does not know."""

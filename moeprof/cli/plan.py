@@ -15,6 +15,7 @@ from moeprof.cli.machine import (
     machine,
 )
 from moeprof.cli.options import (
+    DenseFormat,
     Force,
     Json,
     RunFormat,
@@ -52,9 +53,7 @@ def plan(
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds for held-out figures.")] = 5,
     weight_format: RunFormat = None,
-    dense_format: Annotated[
-        str, typer.Option(help="Format to run linear layers outside the experts in: q8_0, stored.")
-    ] = "stored",
+    dense_format: DenseFormat = "stored",
     device_context: DeviceContext = None,
     plot: Annotated[
         Path | None, typer.Option(help="Picture to write. [default: OUTPUT with .png]")

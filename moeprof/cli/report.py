@@ -1,12 +1,21 @@
 """`moeprof report`: one page that says whether a placement is worth it, and why."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.machine import GpuName, Hardware, NvmeClass, RamName, machine
-from moeprof.cli.options import Force, Seed, TraceArgument
+from moeprof.cli.machine import (
+    DeviceContext,
+    GpuName,
+    Hardware,
+    NvmeClass,
+    RamName,
+    device_context_bytes,
+    machine,
+)
+from moeprof.cli.options import Force, RunFormat, Seed, TraceArgument, check_format
 from moeprof.errors import TraceError
 
 if TYPE_CHECKING:
@@ -43,12 +52,14 @@ def report(
     gpu: GpuName = None,
     ram: RamName = None,
     nvme: NvmeClass = None,
-    weight_format: Annotated[
-        str | None, typer.Option("--format", help="Of the experts: q4_0, q8_0 or bf16.")
-    ] = None,
-    device_context: Annotated[
+    weight_format: RunFormat = None,
+    device_context: DeviceContext = None,
+    sweep: Annotated[
         str | None,
-        typer.Option(help="VRAM the driver takes. [default: of the machine, 0 without one]"),
+        typer.Option(
+            help="Further budgets to compare at: vram=4GB..96GB. [default: from no expert in VRAM "
+            "to all]"
+        ),
     ] = None,
     share: Annotated[
         float, typer.Option(min=0.0001, max=1.0, help="Share of cells in a hot set.")
@@ -71,15 +82,12 @@ def report(
             --gpu "RTX 3090" --ram ddr5-6000x2 --device-context 0 -o report.html
     """
     from moeprof.analyze import AnalysisSettings, analyze
-    from moeprof.native.reference import BLOCK_BYTES
     from moeprof.placement import check_free, read_placement, write_whole
     from moeprof.plan import PlanRequest
     from moeprof.report.page import PageInputs, report_page
     from moeprof.trace import open_trace
-    from moeprof.units import parse_size
 
-    if weight_format is not None and weight_format not in BLOCK_BYTES:
-        raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
+    check_format(weight_format)
     check_free(output, force)
     placement = None if plan is None else read_placement(plan)
     opened = open_trace(trace)
@@ -88,19 +96,21 @@ def report(
     budget = _vram_bytes(vram, planned, profile)
     if budget is None and model is not None:
         raise typer.BadParameter("--model needs a budget: --vram 24GB, --plan, or a machine")
-    driver = profile.device_context_bytes if profile else 0
     request = PlanRequest(
         vram_bytes=budget or 0,
         context_tokens=context or (planned.context_tokens if planned else 4096),
         batch_size=planned.batch_size if planned else 1,
-        device_context_bytes=parse_size(device_context) if device_context else driver,
         folds=folds,
         seed=seed,
         hardware=profile,
         weight_format=weight_format,
     )
-    is_asked = any(option is not None for option in (vram, model, profile))
-    advice = _advice(opened, model, request) if budget is not None and is_asked else None
+    advice = None
+    # A plan alone brings its own predictions.
+    if budget is not None and any(option is not None for option in (vram, model, profile)):
+        driver = device_context_bytes(device_context, profile)
+        request = replace(request, device_context_bytes=driver)
+        advice = _advice(opened, model, request, sweep)
     simulation, reason = _simulation(opened, request)
     settings = AnalysisSettings(share=share, folds=folds, resamples=resamples, seed=seed)
     page = report_page(
@@ -131,16 +141,22 @@ def _vram_bytes(
     return None if profile is None else profile.tiers["vram"].capacity_bytes
 
 
-def _advice(trace: "Trace", model: str | None, request: "PlanRequest") -> "Advice":
+def _advice(
+    trace: "Trace", model: str | None, request: "PlanRequest", sweep: str | None
+) -> "Advice":
     """The strategies at the budget and around it."""
     from moeprof.checkpoint.facts import model_facts
     from moeprof.plan import AdviceRequest, advise
+    from moeprof.plan.sweep import sweep_budgets
     from moeprof.plan.trace_facts import facts_of_trace
     from moeprof.report.page import swept_budgets
 
     facts = None if model is None else model_facts(model, request)
-    sweep = swept_budgets(facts or facts_of_trace(trace, request), request)
-    return advise(trace, facts, AdviceRequest(request, sweep=sweep))
+    if sweep is None:
+        budgets = swept_budgets(facts or facts_of_trace(trace, request), request)
+    else:
+        budgets = sweep_budgets(sweep)
+    return advise(trace, facts, AdviceRequest(request, sweep=budgets))
 
 
 def _simulation(trace: "Trace", request: "PlanRequest") -> "tuple[Simulation | None, str]":

@@ -14,6 +14,7 @@ token there: the other tokens have empty slots in that layer.
 Source: github.com/Helldez/BigMoeOnEdge, docs/telemetry.md, section "Route trace".
 """
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class _Preamble:
     expert_bytes: dict[int, int] = field(default_factory=dict)
     dense_bytes: dict[int, int] = field(default_factory=dict)
     num_lines: int = 0
+    num_bytes: int = 0
 
 
 def read(files: Sequence[Path], facts: Facts) -> Source:
@@ -57,9 +59,9 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
     for path in files:
         data = content(path)
         preamble = _preamble(path, data)
-        body = data.split(b"\n", preamble.num_lines)[-1]
-        reals = ["weight"] if "weight" in header(body) else []
-        table = read_table(path, body, _NEEDED, reals, preamble.num_lines + 1)
+        data = data[preamble.num_bytes :]
+        reals = ["weight"] if "weight" in header(data) else []
+        table = read_table(path, data, _NEEDED, reals, preamble.num_lines + 1)
         found, top_k, layers = _documents(table, preamble)
         own = _stated(path, preamble, layers, top_k)
         if stated not in (None, own):
@@ -74,8 +76,8 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
 
 def _preamble(path: Path, data: bytes) -> _Preamble:
     found = _Preamble()
-    for line in data.split(b"\n"):
-        text = line.decode("utf-8", errors="replace").rstrip("\r")
+    for line in io.BytesIO(data):
+        text = line.decode("utf-8", errors="replace").rstrip("\r\n")
         if found.num_lines == 0 and text.strip() != _MAGIC:
             raise TraceError(
                 f"{path}: line 1: begins with {text[:40]!r}, expected {_MAGIC!r}",
@@ -84,6 +86,7 @@ def _preamble(path: Path, data: bytes) -> _Preamble:
         if not text.startswith("#"):
             return found
         found.num_lines += 1
+        found.num_bytes += len(line)
         pairs = dict(_PAIR.findall(text))
         if "layer" in pairs:
             layer = _number(path, found.num_lines, "layer", pairs)
@@ -123,7 +126,7 @@ def _documents(table: Table, preamble: _Preamble) -> tuple[list[Tokens], int, ND
     token_key, token = np.unique(turn << 32 | step, return_inverse=True)
     shape = (len(layers), len(token_key), top_k)
     at = np.ravel_multi_index((row, token, slot), shape)
-    _check_once(table, at)
+    _check_once(table, at, int(np.prod(shape)))
     experts = np.full(shape, NO_EXPERT, np.uint16)
     experts.reshape(-1)[at] = checked_ids(expert, str(table.path))
     token_phase = np.zeros(len(token_key), np.uint8)
@@ -161,13 +164,17 @@ def _check_range(table: Table, name: str, values: NDArray[np.int64], limit: int)
         )
 
 
-def _check_once(table: Table, at: NDArray[np.int64]) -> None:
+def _check_once(table: Table, at: NDArray[np.int64], num_places: int) -> None:
+    """Refuse a place that is filled twice; the line is looked for only then."""
+    filled = np.zeros(num_places, bool)
+    filled[at] = True
+    if np.count_nonzero(filled) == len(at):
+        return
     order = np.argsort(at, kind="stable")
     again = order[1:][at[order][1:] == at[order][:-1]]
-    if len(again):
-        raise table.wrong(
-            int(again.min()), "turn, step, layer and slot stand twice", "record the file anew"
-        )
+    raise table.wrong(
+        int(again.min()), "turn, step, layer and slot stand twice", "record the file anew"
+    )
 
 
 def _weights(

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from moeprof.errors import TraceError
 
 _INT64 = 2**63
+_FIRST_LINE = re.compile(rb"\s*[^\n]*")
+_FILLED = re.compile(rb"\S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Table:
 
 def header(data: bytes) -> list[str]:
     """The names in the first line of a CSV text."""
-    first = data.lstrip().split(b"\n", 1)[0].decode("utf-8", errors="replace").strip()
+    first = data[: _header_end(data)].decode("utf-8", errors="replace").strip()
     return [name.strip() for name in first.split(",")]
 
 
@@ -96,7 +99,7 @@ def read_table(
             f"{', '.join(names)[:200]}",
             f"name a file whose columns are {', '.join((*integers, *reals))}",
         )
-    if has_header and not data[_header_end(data) :].strip():
+    if has_header and not _FILLED.search(data, _header_end(data)):
         raise TraceError(f"{path}: has a header and no rows", "name a file that holds routing")
     types = dict.fromkeys(integers, pa.int64()) | dict.fromkeys(reals, pa.float64())
     try:
@@ -118,8 +121,8 @@ def read_table(
 
 def _header_end(data: bytes) -> int:
     """Where the first line that is not empty ends."""
-    end = data.find(b"\n", len(data) - len(data.lstrip()))
-    return len(data) if end < 0 else end
+    found = _FIRST_LINE.match(data)
+    return found.end() if found else len(data)
 
 
 def _header_lines(data: bytes, has_header: bool) -> int:

@@ -43,7 +43,7 @@ def content(path: Path) -> bytes:
     """
     with opened(path) as stream:
         data = stream.read()
-    if not data.strip():
+    if not data or data.isspace():
         raise TraceError(f"{path}: is empty", "name a file that holds routing")
     return data
 

@@ -71,6 +71,11 @@ extern const Path kAvx512Path;
 // AVX-512 with the matrix unit for many tokens. `has_amx` asks the system for its registers.
 bool has_amx();
 const Path& amx_path();
+#elif defined(__aarch64__)
+extern const Path kNeonPath;
+
+// Whether the processor has the dot products that the path is made of.
+bool has_neon_dots();
 #endif
 
 // Calls visit(path) for every path this machine can run, the slowest first.
@@ -86,6 +91,8 @@ void visit_paths(Visit visit) {
         visit(kAvx512Path);
         if (has_amx()) visit(amx_path());
     }
+#elif defined(__aarch64__)
+    if (has_neon_dots()) visit(kNeonPath);
 #endif
 }
 

@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <cstdint>
 #endif
 
 namespace moeprof {
@@ -17,6 +19,15 @@ class PlainFloats {
 
   private:
     const unsigned saved_;
+#elif defined(__aarch64__)
+    PlainFloats() {
+        asm volatile("mrs %0, fpcr" : "=r"(saved_));
+        asm volatile("msr fpcr, %0" : : "r"(std::uint64_t{0}));
+    }
+    ~PlainFloats() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+  private:
+    std::uint64_t saved_;
 #else
     PlainFloats() {}
     ~PlainFloats() {}

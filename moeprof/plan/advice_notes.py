@@ -75,7 +75,10 @@ def _missing_of_machine(evaluated: Evaluated, profile: HardwareProfile | None) -
     if profile is None:
         yield "tokens/s: name a machine with --hardware FILE, or with --gpu and --ram"
     elif has_prompts and not evaluated.is_priced(PREFILL):
-        yield "prefill tokens/s: the machine's profile has no times of many tokens"
+        if situation.clocks.prefill is None:
+            yield "prefill tokens/s: the machine's profile has no times of many tokens"
+        else:
+            yield "prefill tokens/s: counts do not say how many tokens a prompt has"
     if situation.total_bytes > situation.ram_bytes:
         yield f"caches: RAM cannot hold all experts, {format_size(situation.total_bytes)}"
 

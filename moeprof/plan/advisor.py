@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moeprof.errors import CapacityError
+from moeprof.errors import CapacityError, MoeprofError
 from moeprof.hardware import HardwareProfile
 from moeprof.placement import Budget, HardwareOrigin, TraceOrigin
 from moeprof.plan import advice
@@ -23,7 +23,7 @@ from moeprof.plan.routed import DECODE, Sample, read_sample
 from moeprof.plan.trace_facts import facts_of_trace
 from moeprof.plan.trials import Situation
 from moeprof.plan.would_change import would_change
-from moeprof.policies import parse_policy
+from moeprof.policies import Policy, parse_policy
 from moeprof.trace import Trace
 
 
@@ -95,10 +95,20 @@ def _situation(sample: Sample, facts: ModelFacts, request: AdviceRequest) -> Sit
         split=split_documents(counts.group_domain, has_tokens, plan.folds, plan.seed),
         routed=sample.routed,
         clocks=clocks_of(plan.hardware, facts.shape, weight_format, facts.expert_bytes),
-        policies=[parse_policy(text) for text in request.policies],
+        policies=[_cache_policy(text) for text in request.policies],
         ram_bytes=_ram_bytes(plan.hardware),
         seed=plan.seed,
     )
+
+
+def _cache_policy(text: str) -> Policy:
+    policy = parse_policy(text)
+    if policy.knows_future:
+        raise MoeprofError(
+            f"policy {text}: {policy.order} knows the future, no cache does",
+            "leave it out: the oracle is always tried",
+        )
+    return policy
 
 
 def _ram_bytes(profile: HardwareProfile | None) -> float:

@@ -33,13 +33,13 @@ def cache_trials(situation: Situation, room_bytes: int) -> Iterator[Trial]:
         if not policies:
             continue
         policy, played = _best_policy(situation, policies, room_bytes)
-        used = min(room_bytes, situation.total_bytes)
+        slots, used = situation.slots(room_bytes)
         yield Trial(
             name=name,
             description=description,
             policy=policy,
             vram_bytes=used,
-            slots=situation.slots(used),
+            slots=slots,
             ram_bytes=situation.total_bytes,
             played=played,
         )

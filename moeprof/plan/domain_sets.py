@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from moeprof.placement import Estimate
 from moeprof.plan import advice
 from moeprof.plan.evaluated import Evaluated
-from moeprof.plan.evaluation import Split, gain, hit_share, is_clear, total
+from moeprof.plan.evaluation import Split, gain, is_clear, ratio, total
 from moeprof.plan.greedy import solve_greedy
 from moeprof.plan.played import Played
 from moeprof.plan.routed import DECODE
@@ -95,8 +95,8 @@ def _gain(
     if situation.clocks.decode is not None:
         base_s, own_s = (total(one.seconds[DECODE][kept], split) for one in (merged, own))
         return gain(base_s, own_s, split.degrees)
-    hits = (own.hits - merged.hits)[DECODE][kept]
-    return hit_share(hits, situation.assignments(DECODE)[kept], split)
+    hits = total((own.hits - merged.hits)[DECODE][kept], split)
+    return ratio(hits, total(situation.assignments(DECODE)[kept], split), split.degrees)
 
 
 def _switch(situation: Situation, room_bytes: int, domains: list[int]) -> tuple[int, float | None]:

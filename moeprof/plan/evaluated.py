@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from moeprof.placement import Estimate
 from moeprof.plan import advice
 from moeprof.plan.cache_trials import cache_trials
-from moeprof.plan.evaluation import Split, Total, gain, is_clear, ratio, total
+from moeprof.plan.evaluation import Split, Total, gain, is_clear, ratio, total, within
 from moeprof.plan.oracle import oracle_trial
 from moeprof.plan.routed import DECODE, PREFILL
 from moeprof.plan.trials import Situation, Trial, fixed_trials
@@ -29,16 +30,19 @@ class Evaluated:
 
     def is_priced(self, phase: int) -> bool:
         """Whether tokens/s are known of a phase."""
-        clocks = self.situation.clocks
-        priced = {DECODE: clocks.decode, PREFILL: clocks.prefill}[phase]
-        return priced is not None and bool(self.situation.assignments(phase).any())
+        situation = self.situation
+        has_clock = situation.clocks.decode is not None
+        if phase == PREFILL:
+            has_clock = situation.clocks.prefill is not None and situation.routed is not None
+        return has_clock and bool(situation.assignments(phase).any())
 
     def tokens_per_s(self, trial: Trial, phase: int = DECODE) -> Estimate | None:
         """Of a single sequence; None where nothing prices it."""
         if not self.is_priced(phase):
             return None
         tokens = total(self.situation.tokens(phase), self.split)
-        return ratio(tokens, self._seconds(trial, phase), self.split.degrees)
+        found = ratio(tokens, self._seconds(trial, phase), self.split.degrees)
+        return within(found, 0.0, inf)
 
     def gain(self, own: Trial, base: Trial, phase: int = DECODE) -> Estimate | None:
         """How much faster one is than another, less 1; None where nothing prices it."""
@@ -49,7 +53,7 @@ class Evaluated:
 
     def hit_rate(self, trial: Trial, phase: int = DECODE) -> Estimate:
         """Share of assignments whose expert is in VRAM."""
-        return self._share(self._hits(trial, phase), phase)
+        return within(self._share(self._hits(trial, phase), phase), 0.0, 1.0)
 
     def extra_hits(self, own: Trial, base: Trial, phase: int = DECODE) -> Estimate:
         """Hit rate of one less that of another."""

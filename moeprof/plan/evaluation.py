@@ -158,6 +158,13 @@ def ratio(part: Total, whole: Total, degrees: int) -> Estimate:
     return _spread(part.value / whole.value, drawn, degrees)
 
 
+def within(found: Estimate, least: float, most: float) -> Estimate:
+    """The estimate with its interval cut to what the figure can be."""
+    if found.low is None or found.high is None:
+        return found
+    return Estimate(found.value, max(found.low, least), min(found.high, most))
+
+
 def gain(base: Total, own: Total, degrees: int) -> Estimate:
     """How much less `own` is than `base`: `base / own - 1`, as `ratio` with its interval."""
     found = ratio(base, own, degrees)
@@ -173,7 +180,8 @@ def speed(tokens: NDArray[np.float64], seconds: NDArray[np.float64], split: Spli
         seconds: [G] float64, what these tokens take; not all 0.
         split: its resamples are used.
     """
-    return ratio(total(tokens, split), total(seconds, split), split.degrees)
+    found = ratio(total(tokens, split), total(seconds, split), split.degrees)
+    return within(found, 0.0, np.inf)
 
 
 def hit_share(
@@ -186,7 +194,8 @@ def hit_share(
         assignments: [G] float64; not all 0.
         split: its resamples are used.
     """
-    return ratio(total(hits, split), total(assignments, split), split.degrees)
+    found = ratio(total(hits, split), total(assignments, split), split.degrees)
+    return within(found, 0.0, 1.0)
 
 
 def is_clear(found: Estimate, least: float) -> bool:

@@ -46,13 +46,13 @@ def oracle_trial(
                 played.seconds[phase] = other.played.seconds[phase]
             if other.played.hits[phase].sum() > played.hits[phase].sum():
                 played.hits[phase] = other.played.hits[phase]
-    used = min(room_bytes, situation.total_bytes)
+    slots, used = situation.slots(room_bytes)
     return Trial(
         name=advice.ORACLE,
         description="an oracle that knows the future",
         policy=None,
         vram_bytes=used,
-        slots=situation.slots(used),
+        slots=slots,
         ram_bytes=situation.total_bytes,
         played=played,
     )

@@ -84,9 +84,11 @@ class Situation:
             for one in range(self.split.num_folds)
         ]
 
-    def slots(self, num_bytes: int) -> int:
-        """Experts of mean size that so many bytes hold."""
-        return num_bytes * self.shape.num_cells // self.total_bytes
+    def slots(self, room_bytes: int) -> tuple[int, int]:
+        """Experts of mean size that so many bytes hold, at most all, and their bytes."""
+        cells = self.shape.num_cells
+        held = min(cells, room_bytes * cells // self.total_bytes)
+        return held, held * self.total_bytes // cells
 
     def tokens(self, phase: int) -> NDArray[np.float64]:
         """[G] float64, tokens of each document group in a phase."""

@@ -24,20 +24,20 @@ from moeprof.plan.advice import (
 from moeprof.units import format_size, format_speed
 
 _UNKNOWN = "-"
-_PHASES = {"decode": "replies (decode)", "prefill": "prompts (prefill)"}
+_PHASES = {"decode": "replies", "prefill": "prompts"}
 LABELS = {
     ALL_RAM: "all experts in RAM",
     WHOLE_LAYERS: "whole layers",
-    ANY_EXPERTS: "any experts, evenly",
-    HOT_SET: "busiest experts, pinned",
+    ANY_EXPERTS: "any experts",
+    HOT_SET: "busiest experts",
     CACHE: "cache",
     HOT_SET_AND_CACHE: "busiest and cache",
     ORACLE: "oracle",
 }
 _KEY = (
-    "hit rate: assignments whose expert is in VRAM; gain: tokens/s over whole layers in as much "
-    "VRAM; ±: half of a 95 % interval over documents; oracle: knows the future, the limit of any "
-    "cache."
+    "replies: decode; prompts: prefill; hit rate: assignments whose expert is in VRAM; gain: over "
+    "whole layers in as much VRAM; ±: half of a 95 % interval over documents; any experts: "
+    "whichever, evenly; oracle: knows the future, the limit of any cache."
 )
 
 
@@ -49,6 +49,10 @@ def advice_tables(advice: Advice) -> RenderableType:
     ]
     parts += [Text(f"would change with {change}.") for change in finding.would_change]
     parts += [_strategy_table(advice), Text(_KEY, style="dim")]
+    caches = [one for one in advice.strategies if one.policy is not None]
+    if caches:
+        policies = "; ".join(f"{LABELS[one.name]}: {one.policy}" for one in caches)
+        parts.append(Text(f"best policies: {policies}.", style="dim"))
     parts += [Text(line) for line in _break_even(advice)]
     parts += [Text(line) for line in _domain_sets(advice)]
     parts.append(Text(f"rests on: {'; '.join(advice.rests_on)}."))
@@ -79,7 +83,7 @@ def _strategy_table(advice: Advice) -> Table:
             cells += _cells(one, phase, priced[phase])
         chosen = one.name == advice.finding.strategy
         style = "bold" if chosen else "dim" if one.name == ORACLE else None
-        table.add_row(f"{'> ' if chosen else '  '}{_label(one)}", *cells, style=style)
+        table.add_row(f"{'> ' if chosen else '  '}{LABELS[one.name]}", *cells, style=style)
     return table
 
 
@@ -92,11 +96,6 @@ def _table(title: str) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-
-
-def _label(one: StrategyOutcome) -> str:
-    """A strategy in a few words, with its cache's policy."""
-    return LABELS[one.name] if one.policy is None else f"{LABELS[one.name]}: {one.policy}"
 
 
 def _is_priced(advice: Advice, phase: str) -> bool:
@@ -191,7 +190,7 @@ def _sweep_table(advice: Advice) -> Table:
     table.add_column("verdict")
     names = list(dict.fromkeys(one.name for point in advice.sweep for one in point.strategies))
     for name in names:
-        table.add_column(LABELS[name].replace(", ", ",\n"), justify="right")
+        table.add_column(LABELS[name].replace(" ", "\n", 1), justify="right")
     for point in advice.sweep:
         by_name = {one.name: one.decode for one in point.strategies}
         cells = [_swept(by_name.get(name), advice.hardware is not None) for name in names]

@@ -159,7 +159,8 @@ def quantize_dense(
     linears = quantizable_linears(model, modules)
     needed = sum(map(packed_bytes, linears.values())) if is_host else 0
     left = torch.from_numpy(HostMemory(max(needed, 1)).array())
-    for name, linear in linears.items():
+    for name in list(linears):
+        linear = linears.pop(name)  # of each, nothing is kept once it is turned
         size = packed_bytes(linear)
         made: nn.Module
         try:

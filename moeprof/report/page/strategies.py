@@ -169,7 +169,8 @@ def _cells(one: StrategyOutcome, outcome: PhaseOutcome, speeds: list[float]) -> 
     if outcome.gain is not None:
         text, interval = signed_percent(outcome.gain)
         gain = Cell(text, outcome.gain.value, interval)
-    note = one.description if one.policy is None else f"{one.description}; {one.policy}"
+    said = () if one.description == _short(one) else (one.description,)
+    note = "; ".join((*said, *((one.policy,) if one.policy else ())))
     copied = one.copied_bytes_per_token
     return [
         Cell(_short(one), one.name, note),

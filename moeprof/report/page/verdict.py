@@ -115,7 +115,8 @@ def _of_advice(advice: Advice) -> Verdict:
     mood = {DO_NOT_BOTHER: "bad", CANNOT_TELL: "open"}.get(finding.answer, "good")
     budget = format_size(advice.budget.total_bytes)
     headline = f"{finding.answer[0].upper()}{finding.answer[1:]}, at {budget} of VRAM"
-    sentences = tuple(map(sentence, (finding.sentence, *advice.missing)))
+    unknown = (f"Not known: {text.rstrip('.')}." for text in advice.missing)
+    sentences = (sentence(finding.sentence), *unknown)
     changes = tuple(map(sentence, finding.would_change))
     return Verdict(mood, headline, sentences, _advice_figures(advice), changes)
 

@@ -1,0 +1,187 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from advising import DENSE, SHAPE, make_machine, make_routed, without_batches
+from synthetic import Routing
+from test_cli_plan import checkpoint, fixed_bytes, trace  # noqa: F401
+
+from moeprof.checkpoint import Checkpoint
+from moeprof.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `moeprof advise`; exit code, standard output, standard error."""
+
+    def call(*options: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["advise", *(str(option) for option in options)])
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    path = tmp_path / "machine.json"
+    path.write_text(make_machine().to_json(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def skewed(tmp_path: Path) -> Path:
+    return make_routed(tmp_path, Routing(exponent=1.6)).path
+
+
+def test_the_verdict_comes_first_then_one_table_then_what_it_rests_on(
+    run: Run, skewed: Path, machine: Path
+) -> None:
+    code, out, err = run(skewed, "--vram", DENSE + 24_000, "--hardware", machine)
+    assert code == 0
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert lines[0].startswith("pin it: keep the 24 busiest of 64 experts in VRAM; replies then")
+    order = [
+        next(at for at, line in enumerate(lines) if line.lstrip("> ").startswith(start))
+        for start in (
+            "pin it", "28.3 KiB of VRAM, 23.4 KiB of it for experts", "all experts in RAM",
+            "whole layers", "any experts", "busiest experts", "cache ",
+            "busiest and cache ", "oracle", "replies: decode; ", "best policies: cache: ",
+            "break-even: ", "rests on: ", "missing: ",
+        )
+    ]  # fmt: skip
+    assert order == sorted(order)
+    assert len(lines) <= 40
+    assert any(line.startswith(" > busiest experts") for line in lines)
+    assert "device context: 0 B, of hardware profile round numbers" in err
+
+
+def test_json_is_one_document_and_nothing_else(run: Run, skewed: Path, machine: Path) -> None:
+    code, out, _ = run(skewed, "--vram", DENSE + 24_000, "--hardware", machine, "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["finding"]["answer"] == "pin it"
+    assert document["budget"]["experts_available_bytes"] == 24_000
+
+
+def test_a_checkpoint_pays_for_its_kv_cache(
+    run: Run,
+    trace: Path,  # noqa: F811
+    checkpoint: Checkpoint,  # noqa: F811
+) -> None:
+    size = checkpoint.shape.expert_bytes[0]
+    vram = fixed_bytes(checkpoint) + 5 * size + 17
+    options = ("--vram", vram, "--context", 16, "--device-context", 0, "--json")
+    code, out, _ = run(trace, "--model", checkpoint.path, *options)
+    assert code == 0
+    document = json.loads(out)
+    assert document["budget"]["experts_available_bytes"] == 5 * size + 17
+    (hot_set,) = (one for one in document["strategies"] if one["name"] == "hot_set")
+    assert hot_set["slots"] == 5
+    assert document["hardware"] is None
+
+
+def test_a_sweep_is_tabled_and_drawn(run: Run, skewed: Path, machine: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "sweep.png"
+    sweep = f"vram={DENSE + 4000}..{DENSE + 64_000}:4"
+    options = (skewed, "--vram", DENSE + 24_000, "--hardware", machine, "--sweep", sweep)
+    code, out, err = run(*options, "--plot", picture)
+    assert code == 0
+    assert "The same with other budgets, tokens/s in replies" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {picture}" in err
+    code, _, err = run(*options, "--plot", picture)
+    assert code == 1
+    assert f"error: {picture}: already exists" in err
+    assert run(*options, "--plot", picture, "--force")[0] == 0
+
+
+def test_a_machine_from_data_sheets_prices_decode_and_says_what_it_is(
+    run: Run, skewed: Path
+) -> None:
+    bought = ("--gpu", "RTX 3090", "--ram", "ddr5-6000x2", "--device-context", 0)
+    code, out, err = run(skewed, "--vram", DENSE + 24_000, *bought)
+    assert code == 0
+    assert "from data sheets, not measured" in " ".join(out.split())
+    assert "machine: GeForce RTX 3090, ddr5-6000x2, from data sheets" in err
+
+
+def test_without_a_budget_all_that_the_machine_has_is_used(
+    run: Run, skewed: Path, tmp_path: Path
+) -> None:
+    small = make_machine()
+    tiers = dict(small.tiers)
+    tiers["vram"] = dataclasses.replace(tiers["vram"], capacity_bytes=DENSE + 24_000)
+    path = tmp_path / "small.json"
+    path.write_text(dataclasses.replace(small, tiers=tiers).to_json(), encoding="utf-8")
+    code, out, _ = run(skewed, "--hardware", path, "--json")
+    assert code == 0
+    assert json.loads(out)["budget"]["total_bytes"] == DENSE + 24_000
+
+
+def test_policies_are_those_asked_for(run: Run, skewed: Path, machine: Path) -> None:
+    given = ("--policy", "lru", "--policy", "lfu:decay=0.9+pinned:share=0.5")
+    options = ("--vram", DENSE + 24_000, "--hardware", machine, *given, "--json")
+    code, out, _ = run(skewed, *options)
+    assert code == 0
+    found = {one["name"]: one["policy"] for one in json.loads(out)["strategies"]}
+    assert found["cache"] == "lru"
+    assert found["hot_set_and_cache"] == "lfu:decay=0.9+pinned:share=0.5"
+
+
+def test_without_times_of_batches_prompts_have_hit_rates_only(
+    run: Run, skewed: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "plain.json"
+    path.write_text(without_batches(make_machine()).to_json(), encoding="utf-8")
+    code, out, _ = run(skewed, "--vram", DENSE + 24_000, "--hardware", path)
+    assert code == 0
+    assert "over layers" in out
+    assert "missing: prefill tokens/s: the machine's profile has no times of many tokens." in out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ((), 2, "--vram 24GB"),
+        (("--vram", "much"), 1, "error: size: 'much' is not a size"),
+        (("--vram", "1kB"), 1, "error: vram: "),
+        (("--vram", "1MB", "--sweep", "1GB..2GB"), 1, "error: sweep: '1GB..2GB' is no range"),
+        (("--vram", "1MB", "--plot", "x.png"), 2, "--sweep"),
+        (("--vram", "1MB", "--policy", "mru"), 1, "there is no policy 'mru'"),
+        (("--vram", "1MB", "--gpu", "RTX 3090"), 1, "needs both --gpu and --ram"),
+        (("--vram", "1MB", "--format", "q5_1"), 2, "'q5_1' is not one of"),
+        (("--vram", "1MB", "--model", "nowhere/at-all-0"), 1, "error: "),
+    ],
+)
+def test_wrong_input_is_refused_with_what_to_do(
+    run: Run, skewed: Path, options: tuple[str, ...], code: int, message: str
+) -> None:
+    found, out, err = run(skewed, *options)
+    assert (found, out) == (code, "")
+    assert message in err
+
+
+def test_more_vram_than_the_machine_has_is_refused_but_swept(
+    run: Run, skewed: Path, tmp_path: Path
+) -> None:
+    machine = make_machine()
+    tiers = dict(machine.tiers)
+    tiers["vram"] = dataclasses.replace(tiers["vram"], capacity_bytes=DENSE + 24_000)
+    path = tmp_path / "small.json"
+    path.write_text(dataclasses.replace(machine, tiers=tiers).to_json(), encoding="utf-8")
+    code, _, err = run(skewed, "--vram", DENSE + 30_000, "--hardware", path)
+    assert code == 1
+    assert "error: vram: budget is 34.2 KiB, round numbers has 28.3 KiB" in err
+    sweep = f"vram={DENSE + 8000}..{DENSE + SHAPE.total_expert_bytes}:3"
+    plot = tmp_path / "sweep.png"
+    options = ("--hardware", path, "--sweep", sweep, "--plot", plot, "--json")
+    code, out, _ = run(skewed, *options)
+    assert code == 0
+    assert len(json.loads(out)["sweep"]) == 3
