@@ -146,7 +146,8 @@ def benchmark(script: str, folder: Path, *arguments: str) -> dict[str, object]:
 def sanitized(folder: Path) -> dict[str, object]:
     """The smallest kernel tests under compute-sanitizer's memory checker."""
     command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q"]
-    command += ["tests/test_cuda_kernels.py", "-k", "faults or counts"]
+    command += ["tests/test_cuda_kernels.py", "tests/test_cuda_prefill.py"]
+    command += ["-k", "fault or counts"]
     with (folder / "sanitizer.log").open("w") as log:
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
     return {"exit_code": done.returncode}
@@ -172,6 +173,7 @@ def main() -> None:
         "tests": lambda: run_tests(arguments.output),
         "context_bytes": context_bytes,
         "experts": lambda: benchmark("gpu_experts", out, "--output", f"{out}/gpu_experts.json"),
+        "prefill": lambda: benchmark("gpu_prefill", out, "--output", str(out)),
         "full_size": lambda: benchmark("gpu_full_size", out, "--output", str(out)),
         "dense": lambda: benchmark("gpu_dense", out, "--output", str(out)),
         "tap_overhead": lambda: tap_overhead(arguments.repeats),

@@ -1,12 +1,12 @@
-"""Decoding a model of full size with its experts split, against simpler splits and the roofline.
+"""A model of full size with its experts split, against simpler splits and the roofline.
 
     python benchmarks/gpu_full_size.py --output DIR [--formats q4_0 q8_0]
 
 The shape of Qwen3-30B-A3B with random weights, made on the machine. Routers are biased so that the
 busiest 1/5/10/15/20 % of cells carry about 17/46/64/75/83 % of the assignments, as counted for
 Qwen3-Coder-Next. For 0, 25, 50, 75 and 100 % of the expert bytes in VRAM the busiest cells, the
-first whole layers and as many cells of every layer are decoded one token at a time after a prompt
-of 512. Prints a table and writes DIR/gpu_full_size.json.
+first whole layers and as many cells of every layer are kept there: a prompt of 512 tokens is
+prefilled, then tokens are decoded one at a time. Prints a table and writes DIR/gpu_full_size.json.
 """
 
 import argparse
@@ -51,6 +51,7 @@ CONFIG = Qwen3MoeConfig(
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CARRIED = {0.01: 0.17, 0.05: 0.46, 0.10: 0.64, 0.15: 0.75, 0.20: 0.83, 1.0: 1.0}
 PROMPT_TOKENS, CONTEXT_TOKENS = 512, 1024
+PREFILLS = 5  # after one that is not counted
 DISTINCT_EXPERTS = 32
 LLAMA_CPP = {  # tokens/s on this kind of machine with llama.cpp, from the issue
     "q4_0": {"decode": (39, 54, 74, 109, 335), "prefill": (4510, 5038, 6060, 6962, 11422)},
@@ -206,18 +207,37 @@ def device_bandwidth(experts: PackedExperts) -> float:
     return memory.numel() / statistics.median(times)
 
 
-def measure(
-    decoder: Decoder, experts: PackedExperts, meter: Meter, prompt: list[int], steps: int
+def measure_prefill(
+    decoder: Decoder, experts: PackedExperts, meter: Meter, prompt: list[int]
 ) -> dict[str, object]:
-    """Tokens per second of prefill and of decoding, and bytes read per decoded token."""
-    seconds = []
-    for _ in range(2):
+    """Tokens per second of a prompt, and what it reads."""
+    times = []
+    for _ in range(1 + PREFILLS):
+        meter.reset()
         meter.begin("prefill", len(prompt))
         torch.cuda.synchronize()
         begun = time.perf_counter()
         decoder.prefill(prompt)
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - begun)
+    experts.check()
+    meter.collect()
+    away = experts.table.tier != Tier.VRAM
+    size = np.array(experts.expert_bytes)[:, None]
+    return {
+        "prefill_ms": [round(seconds * 1e3, 2) for seconds in times],
+        "prefill_tokens_per_s": len(prompt) / statistics.median(times[1:]),
+        "prefill_experts_per_layer": float((meter.reads[0] > 0).sum(axis=1).mean()),
+        "prefill_ram_bytes": int(((meter.reads[0] > 0) * size * away).sum()),
+    }
+
+
+def measure(
+    decoder: Decoder, experts: PackedExperts, meter: Meter, prompt: list[int], steps: int
+) -> dict[str, object]:
+    """Tokens per second of decoding after a prompt, and bytes read per decoded token."""
+    meter.begin("prefill", len(prompt))
+    decoder.prefill(prompt)
     for _ in range(4):
         decoder.step()
     torch.cuda.synchronize()
@@ -235,7 +255,6 @@ def measure(
     resident = experts.table.tier == Tier.VRAM
     ordered = np.sort(meter.assignments[1].ravel())[::-1]
     return {
-        "prefill_tokens_per_s": len(prompt) / min(seconds),
         "decode_ms": statistics.median(times) * 1e3,
         "decode_tokens_per_s": 1 / statistics.median(times),
         "vram_bytes": (counts * size * resident).sum(axis=1) / steps,
@@ -275,17 +294,15 @@ def run_format(weight_format: str, steps: int) -> dict[str, object]:
     for index, share in enumerate(SHARES):
         for name, in_vram in splits(ranks, share).items():
             tell(experts, in_vram)
-            row = measure(decoder, experts, meter, prompt, steps)
-            layers = np.maximum(row.pop("vram_bytes") / vram, row.pop("ram_bytes") / ram)
-            roofline = 1 / (layers.sum() + dense / vram)
             theirs = {k: v[index] for k, v in LLAMA_CPP.get(weight_format, {}).items()}
-            row |= {
-                "share": share,
-                "split": name,
-                "roofline_tokens_per_s": float(roofline),
-                "roofline_over_measured": float(roofline / row["decode_tokens_per_s"]),
-                "llama_cpp": theirs,
-            }
+            row: dict[str, object] = {"share": share, "split": name, "llama_cpp": theirs}
+            row |= measure_prefill(decoder, experts, meter, prompt)
+            if steps:
+                row |= measure(decoder, experts, meter, prompt, steps)
+                layers = np.maximum(row.pop("vram_bytes") / vram, row.pop("ram_bytes") / ram)
+                roofline = float(1 / (layers.sum() + dense / vram))
+                row["roofline_tokens_per_s"] = roofline
+                row["roofline_over_measured"] = roofline / row["decode_tokens_per_s"]
             rows.append(row)
             say(json.dumps(row))
     return {
@@ -304,7 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path())
     parser.add_argument("--formats", nargs="+", default=["q4_0", "q8_0"])
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=48, help="Decoded tokens; 0: prefill only.")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, object] = {
@@ -321,19 +338,29 @@ def main() -> None:
     for weight_format in arguments.formats:
         found = result[weight_format]
         table = Table(title=f"{result['device']}, {weight_format}, tokens/s")
-        for name in ("VRAM", "split", "decode", "roofline", "over", "llama.cpp", "prefill", "hits"):
+        names = ["VRAM", "split", "prefill", "llama.cpp", "RAM GB", "experts"]
+        if arguments.steps:
+            names += ["decode", "roofline", "over", "llama.cpp", "hits"]
+        for name in names:
             table.add_column(name)
         for row in found["rows"]:
-            table.add_row(
+            cells = [
                 f"{row['share']:.0%}",
                 row["split"],
-                f"{row['decode_tokens_per_s']:.1f}",
-                f"{row['roofline_tokens_per_s']:.1f}",
-                f"{row['roofline_over_measured']:.2f}",
-                str(row["llama_cpp"].get("decode", "-")),
                 f"{row['prefill_tokens_per_s']:.0f}",
-                f"{row['hit_rate']:.0%}",
-            )
+                str(row["llama_cpp"].get("prefill", "-")),
+                f"{row['prefill_ram_bytes'] / 1e9:.1f}",
+                f"{row['prefill_experts_per_layer']:.0f}",
+            ]
+            if arguments.steps:
+                cells += [
+                    f"{row['decode_tokens_per_s']:.1f}",
+                    f"{row['roofline_tokens_per_s']:.1f}",
+                    f"{row['roofline_over_measured']:.2f}",
+                    str(row["llama_cpp"].get("decode", "-")),
+                    f"{row['hit_rate']:.0%}",
+                ]
+            table.add_row(*cells)
         console.print(table)
 
 

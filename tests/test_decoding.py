@@ -211,6 +211,43 @@ def test_layers_of_a_kind_share_one_compiled_graph(model_type, num_kinds, tmp_pa
     assert all("forward" not in vars(layer) for layer in model.model.layers)
 
 
+@pytest.mark.parametrize(("model_type", "num_kinds"), [("mixtral", 1), ("deepseek_v3", 2)])
+def test_prompts_of_any_length_share_one_compiled_graph(model_type, num_kinds, tmp_path):
+    model = tiny_model(model_type)
+    model.set_experts_implementation("test_decoding")
+    use_own_attention(model)
+    use_row_products(model)
+    fuse_routers(model, 8)
+    cache = DecodeCache(model.config, 40, CPU)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def logits(length):
+        cache.start()
+        ids = torch.tensor([[1 + i % 4 for i in range(length)]])
+        with torch.no_grad():
+            return model(
+                input_ids=ids,
+                position_ids=torch.arange(length)[None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+
+    torch._dynamo.reset()
+    layers = CompiledLayers(model, cache, tmp_path, backend=backend, any_length=True)
+    for length in (24, 37, 12):
+        expected = logits(length).clone()
+        with layers.installed():
+            assert torch.equal(logits(length), expected)
+        layers.settle()
+    assert len(graphs) == num_kinds
+    with pytest.raises(torch._dynamo.exc.RecompileError), layers.installed():
+        logits(1)
+
+
 def test_products_with_the_same_row_become_one_operation():
     row = torch.randn(1, 8)
     weights = [torch.randn(n, 8) for n in (3, 4, 5, 6, 7)]

@@ -36,6 +36,7 @@ def route(
     stream: int,
 ) -> None: ...
 
+DECODE_TOKENS: int
 FAULT_NOT_FINITE: int
 FAULT_UNKNOWN_EXPERT: int
 FAULT_REPEATED_EXPERT: int
@@ -56,6 +57,16 @@ class Exchange:
     def top_k(self) -> int: ...
     def take_faults(self) -> int: ...
 
+class HostPin:
+    def __init__(self, owner: object, address: int, num_bytes: int) -> None: ...
+    @property
+    def device_address(self) -> int: ...
+
+class HostRoom:
+    def __init__(
+        self, owner: object, hidden_size: int, top_k: int, answer: int, answerer: int
+    ) -> None: ...
+
 class DeviceLayer:
     def __init__(
         self,
@@ -73,6 +84,29 @@ class DeviceLayer:
     ) -> None: ...
     @property
     def workspace_bytes(self) -> int: ...
+    def prefill_workspace_bytes(self, num_tokens: int) -> int: ...
+    def set_host(
+        self,
+        address_of: int,
+        room: HostRoom | None,
+        copy_ns: float,
+        host_ns: float,
+        host_token_ns: float,
+    ) -> None: ...
+    def prefill(
+        self,
+        stream: int,
+        hidden: int,
+        hidden_type: str,
+        ids: int,
+        weights: int,
+        weights_type: str,
+        num_tokens: int,
+        output: int,
+        workspace: int,
+        assignments: int = 0,
+        reads: int = 0,
+    ) -> None: ...
     def set_weights(self, packed: int, stride: int, slot_of: int, workspace: int) -> None: ...
     def forward(
         self,

@@ -8,6 +8,7 @@
 #include "answerer.hpp"
 #include "binding_layer.hpp"
 #include "binding_parts.hpp"
+#include "prefill_answerer.hpp"
 
 namespace nb = nanobind;
 
@@ -26,8 +27,9 @@ struct BoundAnswerer {
           answerer(at_address<void>(exchange), hidden_size, top_k, workers, core) {}
 };
 
+constexpr std::uint32_t kMaxLayers = 65536;
+
 void set_layer(BoundAnswerer& self, std::uint32_t index, BoundLayer& layer) {
-    constexpr std::uint32_t kMaxLayers = 65536;
     const LayerShape& shape = layer.layer.shape();
     if (shape.hidden_size > self.hidden_size || shape.top_k > self.top_k) {
         refuse("layer: hidden size " + std::to_string(shape.hidden_size) + ", top_k " +
@@ -55,6 +57,11 @@ nb::dict layout(std::size_t hidden_size, std::size_t top_k) {
     return places;
 }
 
+void set_prefill_layer(PrefillAnswerer& self, std::uint32_t index, BoundLayer& layer) {
+    if (index >= kMaxLayers) refuse("layer: index " + std::to_string(index) + ", at most 65535");
+    self.set_layer(index, &layer.layer);
+}
+
 }  // namespace
 
 void bind_answerer(nb::module_& m) {
@@ -79,6 +86,23 @@ void bind_answerer(nb::module_& m) {
             nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro("is_running",
                      [](const BoundAnswerer& self) { return self.answerer.is_running(); });
+    nb::class_<PrefillAnswerer>(m, "PrefillAnswerer",
+                                "Computes on the host what a device's stream asks for in a room.")
+        .def(
+            "__init__",
+            [](PrefillAnswerer* self, std::uintptr_t exchange, Workers& workers) {
+                new (self) PrefillAnswerer(at_address<ExchangeHeader>(exchange), workers);
+            },
+            nb::arg("exchange"), nb::arg("workers"), nb::keep_alive<1, 3>())
+        .def("set_layer", &set_prefill_layer, nb::arg("index"), nb::arg("layer"),
+             nb::keep_alive<1, 3>())
+        .def_prop_ro("function",
+                     [](const PrefillAnswerer&) {
+                         return reinterpret_cast<std::uintptr_t>(&PrefillAnswerer::answer);
+                     })
+        .def_prop_ro("address", [](const PrefillAnswerer& self) {
+            return reinterpret_cast<std::uintptr_t>(&self);
+        });
 }
 
 }  // namespace moeprof

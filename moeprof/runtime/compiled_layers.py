@@ -1,4 +1,4 @@
-"""Decoder layers of a decode step through torch.compile, one graph for all layers of a kind.
+"""Decoder layers through torch.compile, one graph for all layers of a kind.
 
 A whole model is traced layer by layer and compiled for a minute; its layers differ in their
 weights alone. So each layer is called through one compiled function that sees the layer as number
@@ -44,31 +44,44 @@ def decoder_layers(model: PreTrainedModel, num_layers: int) -> list[nn.Module]:
 
 
 class CompiledLayers:
-    """The layers of one model, compiled for its decode step.
+    """The layers of one model, compiled for its decode step, or for prompts.
 
     Args:
         model: a causal language model.
         cache: that it decodes with.
         folder: where compiled code is kept for later starts.
         backend: of torch.compile.
+        any_length: whether the graphs are to serve prompts of any length.
 
     Raises:
         UnsupportedModelError: the model has no list of layers that matches its cache.
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: DecodeCache, folder: Path, backend: str = "inductor"
+        self,
+        model: PreTrainedModel,
+        cache: DecodeCache,
+        folder: Path,
+        *,
+        backend: str = "inductor",
+        any_length: bool = False,
     ) -> None:
         self._layers = decoder_layers(model, len(cache.layers))
         self._views = [Cache(layers=[layer]) for layer in cache.layers]
         self._cache = cache
         self._folder = folder
+        self._any_length = any_length
+        self._is_settled = False
         options: dict[str, Any] | None = None
         if backend == "inductor":
             options = {"post_grad_custom_pre_pass": MergeProducts()}
         self._call = torch.compile(
-            _call_layer, fullgraph=True, dynamic=False, backend=backend, options=options
+            _call_layer, fullgraph=True, dynamic=any_length, backend=backend, options=options
         )
+
+    def settle(self) -> None:
+        """From now on compiling is an error, `torch._dynamo.exc.RecompileError`."""
+        self._is_settled = True
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -77,6 +90,7 @@ class CompiledLayers:
             stack.enter_context(_environment(_CACHE_VARIABLE, str(self._folder)))
             limit = max(torch._dynamo.config.recompile_limit, len(self._layers))
             stack.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
+            stack.enter_context(torch._dynamo.config.patch(error_on_recompile=self._is_settled))
             stack.enter_context(torch._inductor.config.patch(deterministic=True))
             for i, layer in enumerate(self._layers):
                 layer.forward = self._through(i)

@@ -26,6 +26,7 @@ from moeprof.runtime.row_linear import use_row_products
 
 _TRIAL_PROMPT = 4
 _TRIAL_STEPS = 2
+_LONG_PROMPTS = (24, 41)  # trials of compiled prompts; shorter ones run as they are
 
 
 class Decoder:
@@ -63,6 +64,7 @@ class Decoder:
         self._own_cache: Any = None  # of the model, where steps are not captured
         self._cache: DecodeCache | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._prompt_layers: CompiledLayers | None = None
         self._token = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
         self._logits: Tensor | None = None
         if self._device.type == "cuda":
@@ -92,7 +94,7 @@ class Decoder:
         """
         self._check_room(0, len(token_ids))
         if self._cache is not None:
-            logits = self._prefill_static(self._cache, token_ids)
+            logits = self._prefill_compiled(self._cache, token_ids)
         else:
             self._own_cache = None
             logits = self._forward(torch.tensor([token_ids], device=self._device), 0)
@@ -147,6 +149,18 @@ class Decoder:
             raise UnsupportedModelError(f"{type(self._model).__name__}: returns no cache")
         logits: Tensor = output.logits[0, -1]
         return logits
+
+    def _prefill_compiled(self, cache: DecodeCache, token_ids: list[int]) -> Tensor:
+        """As `_prefill_static`, through compiled layers where they serve this length."""
+        layers = self._prompt_layers
+        if layers is not None and len(token_ids) >= min(_LONG_PROMPTS):
+            try:
+                with layers.installed():
+                    return self._prefill_static(cache, token_ids)
+            except torch._dynamo.exc.RecompileError as error:
+                self._note(f"prompts of some lengths are not compiled: {_line(error)}")
+                self._prompt_layers = None
+        return self._prefill_static(cache, token_ids)
 
     def _prefill_static(self, cache: DecodeCache, token_ids: list[int]) -> Tensor:
         cache.start()
@@ -203,6 +217,8 @@ class Decoder:
             return
         layers = self._compile(cache, expected) if compiled else None
         self._capture(cache, expected, layers)
+        if self.is_compiled and self._context_tokens >= max(_LONG_PROMPTS):
+            self._compile_prompts(cache)
 
     def _compile(self, cache: DecodeCache, expected: Tensor) -> CompiledLayers | None:
         try:
@@ -218,6 +234,24 @@ class Decoder:
         expected.copy_(found)
         self.is_compiled = True
         return layers
+
+    def _compile_prompts(self, cache: DecodeCache) -> None:
+        """Compile the layers for prompts: run as they are, they wait for Python."""
+        try:
+            layers = CompiledLayers(self._model, cache, compile_folder(), any_length=True)
+            for length in _LONG_PROMPTS:
+                prompt = [1 + i % _TRIAL_PROMPT for i in range(length)]
+                expected = self._prefill_static(cache, prompt).clone()
+                with layers.installed():
+                    found = self._prefill_static(cache, prompt)
+                if not _alike(found, expected):
+                    self._note("prompts are not compiled: compiled layers gave other logits")
+                    return
+                layers.settle()
+        except Exception as error:  # any code of any model was compiled
+            self._note(f"prompts are not compiled: {_line(error)}")
+            return
+        self._prompt_layers = layers
 
     def _capture(self, cache: DecodeCache, expected: Tensor, layers: CompiledLayers | None) -> None:
         graph = torch.cuda.CUDAGraph()

@@ -3,19 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.library import custom_op
 
 from moeprof.errors import UnsupportedModelError
 from moeprof.native import Answerer, ExpertLayer, Workers
 from moeprof.native.cuda import check_faults, unavailable
+from moeprof.runtime.host_link import PrefillCosts
 from moeprof.runtime.kernel_call import KernelCall
 from moeprof.runtime.layer_times import DeviceClock
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
+
+if TYPE_CHECKING:
+    from moeprof.native import _cuda
 
 _LAYERS: "WeakValueDictionary[int, DeviceExperts]" = WeakValueDictionary()
 _NUMBERS = count()
@@ -102,6 +109,7 @@ class DeviceExperts:
     Attributes:
         handle: [] int64 in host memory, by which `experts_op` finds this layer: a value of a
             graph rather than a constant, so that one compiled layer serves all.
+        device: of the experts in VRAM.
 
     Args:
         row: index of the layer in `moe_layers`.
@@ -125,9 +133,13 @@ class DeviceExperts:
 
         number = next(_NUMBERS)
         self.handle = torch.tensor(number)
+        self.device = device
+        self._num_experts = num_experts
+        self._hidden_size = packer.shape.hidden_size
         self._row = row
         self._counted = counted
         self._hand_over = hand_over
+        self._decode_tokens = _cuda.DECODE_TOKENS
         self._slot_of = torch.full((num_experts,), -1, dtype=torch.int32, device=device)
         unit, shape = packer.gating.unit, packer.shape
         with torch.cuda.device(device):
@@ -170,6 +182,37 @@ class DeviceExperts:
         """Mark on the current stream the moment from which the next timed layer counts."""
         self._kernel.begin_step(torch.cuda.current_stream(self._slot_of.device).cuda_stream)
 
+    def set_host(
+        self, addresses: NDArray[np.int64], room: "_cuda.HostRoom | None", costs: PrefillCosts
+    ) -> None:
+        """Say where experts in host memory lie, and what they cost a prefill.
+
+        Args:
+            addresses: [E] int64, of each expert's packed bytes as the device sees them, or 0.
+            room: where the host is asked; None for experts that it must not compute.
+            costs: of this layer.
+        """
+        self._addresses = torch.from_numpy(addresses).to(self._slot_of.device)
+        self._kernel.set_host(
+            self._addresses.data_ptr() if addresses.any() else 0,
+            room,
+            costs.copy_ns,
+            costs.host_ns,
+            costs.host_token_ns,
+        )
+
+    def compute_one_each(self, ids: Tensor) -> None:
+        """A prefill of one token for each expert, not counted and of no use but for its time.
+
+        Args:
+            ids: [T] int64 on the device, expert ids.
+        """
+        top_k = self._hand_over.exchange.top_k
+        rows = torch.ones((len(ids), self._hidden_size), device=ids.device)
+        index = torch.full((len(ids), top_k), self._num_experts, device=ids.device)
+        index[:, 0] = ids
+        self._prefill(KernelCall.of(rows, index, torch.ones_like(index, dtype=rows.dtype)), (0, 0))
+
     def forward(
         self,
         module: nn.Module,
@@ -187,11 +230,20 @@ class DeviceExperts:
     def launch(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Enqueue the computation on the current stream."""
         call = KernelCall.of(hidden_states, top_k_index, top_k_weights)
-        stream = torch.cuda.current_stream(call.rows.device).cuda_stream
         counts = self._counted.addresses(self._row)
+        if len(call.rows) > self._decode_tokens:
+            self._prefill(call, counts)
+            return call.output
+        stream = torch.cuda.current_stream(call.rows.device).cuda_stream
         times = self._counted.times_address(self._row)
         self._kernel.forward(stream, *call.arguments(), *counts, nanoseconds=times)
         return call.output
+
+    def _prefill(self, call: KernelCall, counts: tuple[int, int]) -> None:
+        size = self._kernel.prefill_workspace_bytes(len(call.rows))
+        workspace = torch.empty(size, dtype=torch.uint8, device=call.rows.device)
+        stream = torch.cuda.current_stream(call.rows.device).cuda_stream
+        self._kernel.prefill(stream, *call.arguments(), workspace.data_ptr(), *counts)
 
 
 @custom_op("moeprof::experts", mutates_args=())

@@ -43,7 +43,7 @@ class Sequence:
             loaded.meter.reset()
             if loaded.experts.clock is not None:
                 loaded.experts.clock.reset()
-            self.notes = self._decoder.notes
+            self.notes = (*self._decoder.notes, *loaded.experts.notes)
 
     def prefill(self, token_ids: list[int]) -> Tensor:
         """Logits, [V], after a prompt of one token or more.

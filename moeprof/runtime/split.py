@@ -23,6 +23,7 @@ from moeprof.runtime.device_experts import Counted, DeviceExperts, HandOver
 from moeprof.runtime.experts import LayerExperts
 from moeprof.runtime.formats import STORED
 from moeprof.runtime.host_experts import HostExperts, TierTimes
+from moeprof.runtime.host_link import HostLayer, HostLink
 from moeprof.runtime.layer_times import DeviceClock, LayerClock
 from moeprof.runtime.meter import Meter
 from moeprof.runtime.packing import ExpertPacker
@@ -87,6 +88,10 @@ class SplitExperts(Protocol):
     @property
     def expert_bytes(self) -> tuple[int, ...]:
         """For each MoE layer the bytes that computing one expert reads."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what its layers do without, and why; known once they are taken."""
 
     @property
     def clock(self) -> LayerClock | None:
@@ -165,6 +170,7 @@ class PackedExperts:
 
     def __init__(self, request: ExpertsRequest) -> None:
         self._request = request
+        self.notes: tuple[str, ...] = ()
         self.table = request.table
         self.weight_format = request.weight_format
         self._packers = [
@@ -225,6 +231,7 @@ class PackedExperts:
     def layers(self) -> list[LayerExperts]:
         """See `SplitExperts.layers`."""
         if self._request.device.type == "cuda":
+            self._link_host()
             if self._request.movable:
                 self.place(self._request.table.tier)
             else:
@@ -286,6 +293,19 @@ class PackedExperts:
         if clock is not None:
             clock.stamp_with(layers[0].begin_step, self._hand_over.take_answer_ns)
         return layers
+
+    def _link_host(self) -> None:
+        """Let prefills use the experts in host memory; before any slot is told."""
+        if not (self._home.tier == Tier.RAM).any():
+            return
+        experts = range(self._request.shape.num_experts)
+        layers = [
+            HostLayer(layer, kernel, [_if_on_host(self._slot(row, e)) for e in experts])
+            for row, (layer, kernel) in enumerate(zip(self._on_device, self._kernels, strict=True))
+        ]
+        link = HostLink(self.stores[Tier.RAM].memory, self.weight_format != "bf16")
+        link.connect(layers, self._hand_over.exchange, self.workers)
+        self.notes = link.notes
 
     def tell_slots(self) -> None:
         """Tell the device which slot holds which expert.
@@ -354,10 +374,14 @@ class PackedExperts:
             unit.limit,
         )
         for expert in range(shape.num_experts):
-            packed: NDArray[np.uint8] | None = _on_host(self._slot(row, expert))
+            packed = _if_on_host(self._slot(row, expert))
             if packed is not None:
-                kernel.set_expert(expert, packed)
+                kernel.set_expert(expert, packed.numpy())
         return kernel
+
+
+def _if_on_host(packed: Tensor) -> Tensor | None:
+    return packed if packed.is_cpu else None
 
 
 def _clock(request: ExpertsRequest) -> LayerClock:
@@ -365,7 +389,3 @@ def _clock(request: ExpertsRequest) -> LayerClock:
     if request.device.type == "cuda":
         return DeviceClock(num_layers, request.meter, request.device)
     return LayerClock(num_layers, request.meter, request.device)
-
-
-def _on_host(packed: Tensor) -> NDArray[np.uint8] | None:
-    return packed.numpy() if packed.is_cpu else None

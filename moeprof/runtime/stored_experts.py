@@ -33,6 +33,7 @@ class StoredExperts:
 
     def __init__(self, request: "ExpertsRequest") -> None:
         self._request = request
+        self.notes: tuple[str, ...] = ()
         self.table = request.table
         self.weight_format = request.weight_format
         self._layouts = [read_layout(experts.module) for experts in request.modules]

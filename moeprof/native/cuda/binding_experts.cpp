@@ -5,26 +5,19 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <string>
 
 #include "../binding_shared.hpp"
+#include "host_link.hpp"
 #include "layer.hpp"
 
 namespace nb = nanobind;
 
 namespace moeprof {
 namespace {
-
-[[noreturn]] void fail(const char* call, int error) {
-    throw std::runtime_error(std::string(call) + ": " +
-                             cudaGetErrorString(static_cast<cudaError_t>(error)));
-}
-
-void check(const char* call, int error) {
-    if (error != cudaSuccess) fail(call, error);
-}
 
 void expect_aligned(const char* what, std::uintptr_t address, std::size_t boundary) {
     if (address % boundary == 0) return;
@@ -96,6 +89,9 @@ struct BoundDeviceLayer {
     DeviceLayer layer{};
     Exchange* exchange = nullptr;
     std::uint8_t* workspace = nullptr;
+    PrefillBlocks blocks{};
+    HostTier tier{};
+    HostRoom* room = nullptr;
 };
 
 void construct(BoundDeviceLayer* self, Exchange& exchange, std::uint32_t index,
@@ -120,7 +116,11 @@ void construct(BoundDeviceLayer* self, Exchange& exchange, std::uint32_t index,
     if (const char* lack = prepare_decode(layer)) {
         throw std::runtime_error(std::string("CUDA device: ") + lack);
     }
-    new (self) BoundDeviceLayer{layer, &exchange, nullptr};
+    PrefillBlocks blocks{};
+    if (const char* lack = prepare_prefill(layer, blocks)) {
+        throw std::runtime_error(std::string("CUDA device: ") + lack);
+    }
+    new (self) BoundDeviceLayer{layer, &exchange, nullptr, blocks, {}, nullptr};
 }
 
 void set_weights(BoundDeviceLayer& self, std::uintptr_t packed, std::size_t stride,
@@ -135,17 +135,60 @@ void set_weights(BoundDeviceLayer& self, std::uintptr_t packed, std::size_t stri
     self.workspace = at_address<std::uint8_t>(workspace);
 }
 
+// Where experts in host memory are and what they cost, in nanoseconds; see HostTier.
+void set_host(BoundDeviceLayer& self, std::uintptr_t address_of, HostRoom* room, float copy_ns,
+              float host_ns, float host_token_ns) {
+    expect_aligned("addresses", address_of, alignof(std::uint64_t));
+    self.tier = {at_address<const std::uint64_t>(address_of),
+                 nullptr,
+                 nullptr,
+                 nullptr,
+                 copy_ns,
+                 host_ns,
+                 host_token_ns};
+    self.room = room;
+}
+
+LayerInput layer_input(std::uintptr_t hidden, const std::string& hidden_type, std::uintptr_t ids,
+                       std::uintptr_t weights, const std::string& weights_type,
+                       std::size_t num_tokens) {
+    expect_aligned("hidden", hidden, 16);
+    return {at_address<const void>(hidden),      float_type_of(hidden_type),
+            at_address<const std::int64_t>(ids), at_address<const void>(weights),
+            float_type_of(weights_type),         static_cast<std::uint32_t>(num_tokens)};
+}
+
+void prefill_layer(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t hidden,
+                   const std::string& hidden_type, std::uintptr_t ids, std::uintptr_t weights,
+                   const std::string& weights_type, std::size_t num_tokens, std::uintptr_t output,
+                   std::uintptr_t workspace, std::uintptr_t assignments, std::uintptr_t reads) {
+    expect_aligned("workspace", workspace, 256);
+    const LayerInput input =
+        layer_input(hidden, hidden_type, ids, weights, weights_type, num_tokens);
+    HostTier tier = self.tier;
+    HostAnswer answer{};
+    if (self.room != nullptr) {
+        self.room->reserve(std::min<std::size_t>(num_tokens, prefill_pass_tokens(self.layer)));
+        tier.room = self.room->room();
+        tier.ids = self.room->ids();
+        tier.outputs = self.room->outputs();
+        answer = self.room->answer();
+    }
+    const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads),
+                        nullptr};
+    check("prefill", prefill(self.layer, self.blocks, input, at_address<void>(output), counts,
+                             self.exchange->view(), tier, answer, at_address<void>(workspace),
+                             at_address<void>(stream)));
+}
+
 void forward(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t hidden,
              const std::string& hidden_type, std::uintptr_t ids, std::uintptr_t weights,
              const std::string& weights_type, std::size_t num_tokens, std::uintptr_t output,
              std::uintptr_t assignments, std::uintptr_t reads, bool overlaps,
              std::uintptr_t nanoseconds) {
     if (self.workspace == nullptr) throw std::runtime_error("layer: set_weights was not called");
-    expect_aligned("hidden", hidden, 16);
-    const LayerInput input{
-        at_address<const void>(hidden),      float_type_of(hidden_type),
-        at_address<const std::int64_t>(ids), at_address<const void>(weights),
-        float_type_of(weights_type),         static_cast<std::uint32_t>(num_tokens)};
+    const LayerInput input =
+        layer_input(hidden, hidden_type, ids, weights, weights_type, num_tokens);
     const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads),
                         at_address<std::uint64_t>(nanoseconds)};
     check("decode",
@@ -156,6 +199,7 @@ void forward(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t hidde
 }  // namespace
 
 void cuda::bind_experts(nb::module_& m) {
+    m.attr("DECODE_TOKENS") = kDecodeTokens;
     m.attr("FAULT_NOT_FINITE") = static_cast<unsigned>(kFaultNotFinite);
     m.attr("FAULT_UNKNOWN_EXPERT") = static_cast<unsigned>(kFaultUnknownExpert);
     m.attr("FAULT_REPEATED_EXPERT") = static_cast<unsigned>(kFaultRepeatedExpert);
@@ -182,6 +226,26 @@ void cuda::bind_experts(nb::module_& m) {
         .def_prop_ro("top_k", &Exchange::top_k)
         .def("take_faults", &Exchange::take_faults,
              "The bits of what went wrong since the last call; synchronise first.");
+    nb::class_<HostPin>(m, "HostPin", "Host memory that is pinned and that the device sees.")
+        .def(
+            "__init__",
+            [](HostPin* self, nb::object, std::uintptr_t address, std::size_t num_bytes) {
+                new (self) HostPin(address, num_bytes);
+            },
+            nb::arg("owner"), nb::arg("address"), nb::arg("num_bytes"), nb::keep_alive<1, 2>(),
+            "`owner` keeps the memory alive.")
+        .def_prop_ro("device_address", &HostPin::device_address);
+    nb::class_<HostRoom>(m, "HostRoom", "Where the host is asked during a prefill.")
+        .def(
+            "__init__",
+            [](HostRoom* self, nb::object, std::size_t hidden_size, std::size_t top_k,
+               std::uintptr_t answer, std::uintptr_t answerer) {
+                new (self) HostRoom(hidden_size, top_k, reinterpret_cast<void (*)(void*)>(answer),
+                                    at_address<void>(answerer));
+            },
+            nb::arg("owner"), nb::arg("hidden_size"), nb::arg("top_k"), nb::arg("answer"),
+            nb::arg("answerer"), nb::keep_alive<1, 2>(),
+            "`owner` keeps the answerer alive, a PrefillAnswerer's `function` and `address`.");
     nb::class_<BoundDeviceLayer>(m, "DeviceLayer", "One layer of packed experts in device memory.")
         .def("__init__", &construct, nb::arg("exchange"), nb::arg("index"), nb::arg("hidden_size"),
              nb::arg("width"), nb::arg("num_experts"), nb::arg("top_k"), nb::arg("weight_format"),
@@ -190,6 +254,21 @@ void cuda::bind_experts(nb::module_& m) {
         .def_prop_ro(
             "workspace_bytes",
             [](const BoundDeviceLayer& self) { return decode_workspace_bytes(self.layer); })
+        .def(
+            "prefill_workspace_bytes",
+            [](const BoundDeviceLayer& self, std::size_t num_tokens) {
+                return prefill_workspace_bytes(self.layer, static_cast<std::uint32_t>(num_tokens),
+                                               self.tier.address_of != nullptr);
+            },
+            nb::arg("num_tokens"))
+        .def("set_host", &set_host, nb::arg("address_of"), nb::arg("room").none(),
+             nb::arg("copy_ns"), nb::arg("host_ns"), nb::arg("host_token_ns"),
+             nb::keep_alive<1, 3>())
+        .def("prefill", &prefill_layer, nb::arg("stream"), nb::arg("hidden"),
+             nb::arg("hidden_type"), nb::arg("ids"), nb::arg("weights"), nb::arg("weights_type"),
+             nb::arg("num_tokens"), nb::arg("output"), nb::arg("workspace"),
+             nb::arg("assignments") = 0, nb::arg("reads") = 0,
+             "As forward, for many tokens at once; bf16 sums in another order.")
         .def("set_weights", &set_weights, nb::arg("packed"), nb::arg("stride"), nb::arg("slot_of"),
              nb::arg("workspace"))
         .def("forward", &forward, nb::arg("stream"), nb::arg("hidden"), nb::arg("hidden_type"),

@@ -18,6 +18,18 @@ __device__ __forceinline__ void copy_later(unsigned to, const void* global) {
                  : "memory");
 }
 
+// The same, or zeros where `wanted` is false.
+__device__ __forceinline__ void copy_later_or_clear(unsigned to, const void* global, bool wanted) {
+    const unsigned size = wanted ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(size)
+                 : "memory");
+}
+
+// Four bytes, on a boundary of as many.
+__device__ __forceinline__ void copy_word_later(unsigned to, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
+}
+
 // Closes this thread's batch of copies, which may be empty.
 __device__ __forceinline__ void close_batch() {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -54,6 +66,18 @@ __device__ __forceinline__ SharedAddress address_of(const void* shared) {
     return address;
 }
 
+__device__ __forceinline__ std::uint32_t load_acquire(const std::uint32_t* address) {
+    std::uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_release(std::uint32_t* address, std::uint32_t value) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void pause() { __nanosleep(64); }
+
 __device__ __forceinline__ std::uint32_t load_shared(SharedAddress address) {
     std::uint32_t word;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
@@ -64,6 +88,16 @@ __device__ __forceinline__ std::uint16_t load_shared_half(SharedAddress address)
     std::uint16_t half;
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(half) : "r"(address));
     return half;
+}
+
+__device__ __forceinline__ void store_shared_half(SharedAddress address, std::uint16_t half) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(half) : "memory");
+}
+
+__device__ __forceinline__ uint2 load_shared_two(SharedAddress address) {
+    uint2 two;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(two.x), "=r"(two.y) : "r"(address));
+    return two;
 }
 
 __device__ __forceinline__ uint4 load_shared_four(SharedAddress address) {
@@ -162,6 +196,42 @@ __device__ __forceinline__ int dot_bytes(std::uint32_t weights, int values, int 
     int result;
     asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(weights), "r"(values), "r"(sum));
     return result;
+}
+
+// Matrix products of a warp, d = a b + c with a [16, k], b [k, 8] (PTX ISA, mma.m16n8k32 and
+// mma.m16n8k16). Lane 4 g + t holds of a: rows g and g + 8, of b: column g, of c and d: columns 2 t
+// and 2 t + 1 of rows g and g + 8. k = 32 bytes, exact.
+__device__ __forceinline__ int4 multiply_signed(const uint4& a, const uint2& b, const int4& c) {
+    int4 d;
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %11, %12, %13};"
+        : "=r"(d.x), "=r"(d.y), "=r"(d.z), "=r"(d.w)
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(c.x), "r"(c.y), "r"(c.z),
+          "r"(c.w));
+    return d;
+}
+
+// k = 16 values in bf16, summed in an order of the device's own.
+__device__ __forceinline__ void multiply_bf16(float (&d)[4], const uint4& a, const uint2& b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// The upper nibbles of four bytes, their highest bits flipped.
+__device__ __forceinline__ std::uint32_t nibbles_of(std::uint32_t bytes) {
+    std::uint32_t nibbles;  // 0x6A: (a & b) ^ c
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;"
+        : "=r"(nibbles)
+        : "r"(bytes), "r"(0xF0F0F0F0u), "r"(0x80808080u));
+    return nibbles;
+}
+
+// The launch's dynamic shared memory.
+__device__ __forceinline__ std::uint8_t* dynamic_memory() {
+    extern __shared__ uint4 shared_memory[];
+    return reinterpret_cast<std::uint8_t*>(shared_memory);
 }
 
 __device__ __forceinline__ float half_to_float(std::uint16_t half) {
