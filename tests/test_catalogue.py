@@ -47,10 +47,7 @@ def test_every_factor_says_where_it_was_measured() -> None:
     for entry in document("factors.json")["factors"]:
         assert set(entry) == {"name", "value", "unit", "origin"}
         assert len(entry["origin"]) > 30
-        if (
-            entry["name"].startswith(("vram", "ram", "pcie", "nvme"))
-            and "fixed" not in entry["name"]
-        ):
+        if "_share" in entry["name"]:
             assert 0 < entry["value"] <= 1
 
 
@@ -232,3 +229,25 @@ def test_half_a_machine_is_refused(tmp_path: Path, capsys, options, message: str
         main([*plan_arguments(tmp_path / "plan.json"), *options])
     assert stop.value.code == 1
     assert message in capsys.readouterr().err
+
+
+def test_prompts_cost_two_operations_a_weight_and_token() -> None:
+    profile = catalogue_profile("RTX 3090", "ddr5-6000x2")
+    # 3 x 2048 x 768 weights in q8_0, 34 bytes for 32 of them
+    num_bytes, num_flops = 3 * 2048 * 768 * 34 // 32, 2 * 3 * 2048 * 768
+    rates = {
+        "vram": 71.2e12 * factor("vram_prefill_share"),
+        "ram": factor("host_cores") * factor("ram_core_flops_q8_0"),
+    }
+    for tier, rate in rates.items():
+        time = profile.batch_time(tier, "q8_0")
+        assert time is not None
+        thousand = time(num_bytes, 1000) - time(num_bytes)
+        assert thousand == pytest.approx(1000 * num_flops / rate)
+        assert time(num_bytes) == profile.expert_time(tier, "q8_0")(num_bytes)
+
+
+def test_prompts_are_not_priced_on_cards_that_no_kernel_runs_on() -> None:
+    profile = catalogue_profile("RX 7900 XTX", "ddr5-6000x2")
+    assert profile.batch_time("vram", "q8_0") is None
+    assert profile.dense_batch_time is None

@@ -50,6 +50,7 @@ def test_the_time_of_a_batch_outside_the_experts_may_be_null_or_left_out() -> No
 def test_the_time_of_an_expert_is_linear_in_bytes_and_tokens() -> None:
     assert Time(fixed_s=1.0, s_per_byte=0.5, s_per_token=0.25)(8) == 5.0
     assert Time(fixed_s=1.0, s_per_byte=0.5, s_per_token=0.25)(8, 4) == 6.0
+    assert Time(1.0, 0.5, 0.25, s_per_byte_token=0.125)(8, 4) == 10.0
 
 
 @pytest.mark.parametrize(

@@ -19,21 +19,25 @@ LINKS = ("ram-vram", "nvme-ram")
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """Time of one piece of work as `fixed_s + s_per_byte * bytes + s_per_token * tokens`.
+    """Time of a piece of work: a fixed part, one per byte, one per token, one per both.
 
     Attributes:
         fixed_s: seconds that every call takes.
         s_per_byte: seconds per byte of weights read.
         s_per_token: seconds per token beyond the reading of weights; 0 prices a single token.
+        s_per_byte_token: seconds per byte of weights and token, where weights of any size are
+            priced by the arithmetic that they cost.
     """
 
     fixed_s: float
     s_per_byte: float
     s_per_token: float = 0.0
+    s_per_byte_token: float = 0.0
 
     def __call__(self, num_bytes: float, num_tokens: float = 0) -> float:
         """Seconds for `num_bytes` of weights and `num_tokens` tokens."""
-        return self.fixed_s + self.s_per_byte * num_bytes + self.s_per_token * num_tokens
+        per_token = self.s_per_token + self.s_per_byte_token * num_bytes
+        return self.fixed_s + self.s_per_byte * num_bytes + per_token * num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +277,11 @@ def _link(parent: _Entry, place: str, value: object) -> LinkProfile:
 
 
 def _time(parent: _Entry, place: str, value: object) -> Time:
-    entry = _Entry(parent.inside(place), value, {"fixed_s", "s_per_byte", "s_per_token"})
-    return Time(*(entry.number(name) for name in ("fixed_s", "s_per_byte", "s_per_token")))
+    names, optional = ("fixed_s", "s_per_byte", "s_per_token"), "s_per_byte_token"
+    entry = _Entry(parent.inside(place), value, set(names), frozenset({optional}))
+    of_both = entry.number(optional) if optional in entry.entry else 0.0
+    fixed_s, s_per_byte, s_per_token = (entry.number(name) for name in names)
+    return Time(fixed_s, s_per_byte, s_per_token, of_both)
 
 
 def _optional_time(entry: _Entry, name: str) -> Time | None:

@@ -85,9 +85,9 @@ def _seconds(
     time: Time, num_bytes: NDArray[np.int64], num_tokens: NDArray[np.integer] | int
 ) -> NDArray[np.float64]:
     """[N] float64, a time of many pieces of work."""
-    seconds: NDArray[np.float64] = (
-        time.fixed_s + time.s_per_byte * num_bytes + time.s_per_token * num_tokens
-    )
+    size = num_bytes.astype(np.float64)
+    per_token = time.s_per_token + time.s_per_byte_token * size
+    seconds: NDArray[np.float64] = time.fixed_s + time.s_per_byte * size + per_token * num_tokens
     return seconds
 
 
@@ -110,7 +110,7 @@ def prefill_clock(
     link = profile.links.get("ram-vram")
     return PrefillClock(
         dense_s=dense.fixed_s * shape.num_layers + dense.s_per_byte * shape.dense_bytes,
-        dense_token_s=dense.s_per_token,
+        dense_token_s=dense.s_per_token + dense.s_per_byte_token * shape.dense_bytes,
         round_trip_s=profile.round_trip_s,
         vram=vram,
         ram=ram,

@@ -22,6 +22,14 @@ RUN_FORMATS = ("q8_0", "q4_0", "bf16")
 STORED_FORMATS = ("bfloat16", "float16", "float32")
 # Of imported routing, whose experts nobody named a format of.
 UNKNOWN_FORMAT = "unknown"
+# Weights in a byte; of unknown formats as many as in any, which costs the most arithmetic.
+_WEIGHTS_PER_BYTE = {
+    **dict.fromkeys(("bf16", "bfloat16", "float16"), 1 / 2),
+    "float32": 1 / 4,
+    "q8_0": 32 / 34,
+    "q4_0": 32 / 18,
+    UNKNOWN_FORMAT: 32 / 18,
+}
 # Bytes that a tier holds whose size was not stated: more than any model has.
 UNSTATED_BYTES = 2**60
 
@@ -42,6 +50,9 @@ class Gpu:
         bus_bits: width of the memory bus.
         gbit_per_s_per_pin: data rate of the memory; None for HBM, whose sheets state the product.
         bandwidth_gb_per_s: of the memory, in units of 10^9 bytes.
+        tensor_tflops: matrix products of 16-bit floats, summed in float32, without sparsity: of the
+            data sheet, of GeForce cards twice the rate of plain float32, as their white papers
+            have it. None where no kernels of ours run.
         pcie_generation: of its link to the host.
         pcie_lanes: of its link to the host.
         source: data sheet.
@@ -54,6 +65,7 @@ class Gpu:
     bus_bits: int
     gbit_per_s_per_pin: float | None
     bandwidth_gb_per_s: float
+    tensor_tflops: float | None
     pcie_generation: int
     pcie_lanes: int
     source: str
@@ -107,7 +119,8 @@ def catalogue_profile(
         tiers["nvme"] = TierProfile(drive["capacity_gb"] * _GB, read, {})
         links["nvme-ram"] = LinkProfile(1 / drive["iops_qd1"], read)
         words.append(drive["drive"])
-    read = tiers["vram"].read_bytes_per_s
+    dense = Time(factor("dense_layer_s"), 1 / tiers["vram"].read_bytes_per_s)
+    flops = _prefill_flops(card)
     return HardwareProfile(
         name=", ".join(words),
         source="data-sheet",
@@ -116,7 +129,8 @@ def catalogue_profile(
         links=links,
         round_trip_s=factor("round_trip_s"),
         device_context_bytes=int(factor("device_context_bytes")),
-        dense_time=Time(factor("dense_layer_s"), 1 / read),
+        dense_time=dense,
+        dense_batch_time=_batch_time(dense, "bf16", flops) if flops else None,
     )
 
 
@@ -196,8 +210,20 @@ def factor(name: str) -> float:
 def _vram(card: Gpu) -> TierProfile:
     read = card.bandwidth_gb_per_s * _GB * factor("vram_read_share")
     time = Time(factor("vram_expert_fixed_s"), 1 / (read * factor("vram_expert_share")))
-    formats = (*RUN_FORMATS, *STORED_FORMATS, UNKNOWN_FORMAT)
-    return TierProfile(card.memory_gib * _GIB, read, dict.fromkeys(formats, time))
+    flops = _prefill_flops(card)
+    batches = {name: _batch_time(time, name, flops) for name in _WEIGHTS_PER_BYTE if flops}
+    times = dict.fromkeys(_WEIGHTS_PER_BYTE, time)
+    return TierProfile(card.memory_gib * _GIB, read, times, batches)
+
+
+def _prefill_flops(card: Gpu) -> float:
+    return (card.tensor_tflops or 0.0) * 1e12 * factor("vram_prefill_share")
+
+
+def _batch_time(decode: Time, weight_format: str, flops: float) -> Time:
+    """The time of an expert that many tokens chose: two operations a weight and token."""
+    per_byte_token = 2 * _WEIGHTS_PER_BYTE[weight_format] / flops
+    return Time(decode.fixed_s, decode.s_per_byte, s_per_byte_token=per_byte_token)
 
 
 def _ram(memory: Ram) -> TierProfile:
@@ -207,7 +233,14 @@ def _ram(memory: Ram) -> TierProfile:
     }
     slowest = max(times.values(), key=lambda time: time.s_per_byte)
     times |= dict.fromkeys(STORED_FORMATS, times["bf16"]) | {UNKNOWN_FORMAT: slowest}
-    return TierProfile(memory.capacity_bytes, read, times)
+    batches = {name: _batch_time(time, name, _core_flops(name)) for name, time in times.items()}
+    return TierProfile(memory.capacity_bytes, read, times, batches)
+
+
+def _core_flops(weight_format: str) -> float:
+    """Floating-point operations per second of the host's cores; the slowest where unmeasured."""
+    measured = weight_format if weight_format in RUN_FORMATS else "bf16"
+    return factor("host_cores") * factor(f"ram_core_flops_{measured}")
 
 
 def _link(card: Gpu, memory: Ram, host: str | None) -> float:
