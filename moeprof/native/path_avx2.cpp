@@ -1,11 +1,11 @@
 // AVX2 with F16C: a row's eight blocks, and its eight accumulators, are one register.
 //
 // Weights: one packed quad; activations: ready rows; see paths.hpp. Four rows are read as one
-// stream, once per token (for a second token from the first-level cache). Bound by memory for one
+// stream, once for a few tokens (for more from the first-level cache). Bound by memory for one
 // token, by arithmetic for more.
 #include <immintrin.h>
 
-#include "elementwise.hpp"
+#include "token_tiles.hpp"
 
 namespace moeprof {
 namespace {
@@ -37,46 +37,60 @@ struct Tail {
     }
 };
 
-template <Format kFormat, typename Group>
-__m256i dots(const Group& group, const std::uint8_t* words, const ActivationGroup& row) {
+// Dot products of one row's blocks with those of each token; what is done with a weight is done
+// once for all.
+template <Format kFormat, int kTokens, typename Group>
+void dot_row(const Group& group, const std::uint8_t* words, const ActivationGroup* const* rows,
+             __m256i* dots) {
     const std::size_t stride = kQuad * group.lanes * 4;
     const __m256i ones = _mm256_set1_epi16(1);
+    for (int t = 0; t < kTokens; ++t) dots[t] = _mm256_setzero_si256();
     if (kFormat == Format::kQ8_0) {
-        __m256i sum = _mm256_setzero_si256();
+        const __m256i offset = _mm256_set1_epi8(static_cast<char>(0x80));
         for (std::size_t k = 0; k < 8; ++k) {
-            const __m256i offset = _mm256_set1_epi8(static_cast<char>(0x80));
             const __m256i weight = _mm256_xor_si256(group.words(words + k * stride), offset);
-            // |w| <= 128 times |x| <= 127, twice: below 2^15, so nothing saturates.
-            const __m256i products = _mm256_maddubs_epi16(
-                _mm256_abs_epi8(weight), _mm256_sign_epi8(load(row.words[k]), weight));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(products, ones));
+            const __m256i magnitude = _mm256_abs_epi8(weight);
+            for (int t = 0; t < kTokens; ++t) {
+                // |w| <= 128 times |x| <= 127, twice: below 2^15, so nothing saturates.
+                const __m256i products = _mm256_maddubs_epi16(
+                    magnitude, _mm256_sign_epi8(load(rows[t]->words[k]), weight));
+                dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(products, ones));
+            }
         }
-        return sum;
+        return;
     }
-    __m256i sum = _mm256_setzero_si256();  // 16 products of at most 15 * 127: below 2^15
     const __m256i low_mask = _mm256_set1_epi8(15);
     for (std::size_t k = 0; k < 4; ++k) {
         const __m256i word = group.words(words + k * stride);
         const __m256i low = _mm256_and_si256(word, low_mask);
         const __m256i high = _mm256_and_si256(_mm256_srli_epi16(word, 4), low_mask);
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(low, load(row.words[k])));
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(high, load(row.words[k + 4])));
+        for (int t = 0; t < kTokens; ++t) {
+            // 16 products of at most 15 * 127 in all: below 2^15
+            const ActivationGroup& row = *rows[t];
+            const __m256i first = _mm256_maddubs_epi16(low, load(row.words[k]));
+            const __m256i second = _mm256_maddubs_epi16(high, load(row.words[k + 4]));
+            dots[t] = _mm256_add_epi16(dots[t], _mm256_add_epi16(first, second));
+        }
     }
-    return _mm256_add_epi32(_mm256_madd_epi16(sum, ones), load(row.minus_8_sums));
+    for (int t = 0; t < kTokens; ++t) {
+        dots[t] = _mm256_add_epi32(_mm256_madd_epi16(dots[t], ones), load(rows[t]->minus_8_sums));
+    }
 }
 
-template <Format kFormat, typename Group>
-void add_group(const Group& group, const std::uint8_t* bytes, const ActivationGroup& row,
-               __m256* accumulators) {
-    Alone{}.prefetch(bytes, kQuad * group.lanes * block_bytes(kFormat));
-    const __m256 row_scales = _mm256_load_ps(row.scales);
+template <Format kFormat, int kTokens, typename Group, typename Ahead>
+void add_group(const Group& group, const Ahead& ahead, const std::uint8_t* bytes,
+               const ActivationGroup* const* rows, __m256 (*accumulators)[kQuad]) {
+    ahead.prefetch(bytes, kQuad * group.lanes * block_bytes(kFormat));
     const std::uint8_t* words = bytes + kQuad * group.lanes * kScaleBytes;
     for (std::size_t r = 0; r < kQuad; ++r) {
-        const __m256 dot =
-            _mm256_cvtepi32_ps(dots<kFormat>(group, words + r * group.lanes * 4, row));
-        const __m256 scales =
-            _mm256_mul_ps(group.scales(bytes + r * group.lanes * kScaleBytes), row_scales);
-        accumulators[r] = _mm256_add_ps(accumulators[r], _mm256_mul_ps(dot, scales));
+        __m256i dots[kTokens];
+        dot_row<kFormat, kTokens>(group, words + r * group.lanes * 4, rows, dots);
+        const __m256 weight_scales = group.scales(bytes + r * group.lanes * kScaleBytes);
+        for (int t = 0; t < kTokens; ++t) {
+            const __m256 scales = _mm256_mul_ps(weight_scales, _mm256_load_ps(rows[t]->scales));
+            const __m256 terms = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[t]), scales);
+            accumulators[t][r] = _mm256_add_ps(accumulators[t][r], terms);
+        }
     }
 }
 
@@ -87,48 +101,76 @@ float sum_of(__m256 accumulators) {
     return _mm_cvtss_f32(_mm_add_ss(twos, _mm_movehdup_ps(twos)));
 }
 
-template <Format kFormat>
-void dot_quad(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
-              std::size_t num_tokens, float* sums) {
+template <Format kFormat, int kTokens, typename Ahead>
+void dot_tokens(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
+                const Ahead& ahead, float* sums) {
+    constexpr std::size_t kGroupBytes = kQuad * kGroup * block_bytes(kFormat);
     const std::size_t num_blocks = row_size / kBlockSize;
     const std::size_t num_groups = num_blocks / kGroup;
-    constexpr std::size_t kGroupBytes = kQuad * kGroup * block_bytes(kFormat);
-    for (std::size_t t = 0; t < num_tokens; ++t) {
-        const auto* row = reinterpret_cast<const ActivationGroup*>(ready[t]);
-        __m256 accumulators[kQuad] = {};
-        for (std::size_t g = 0; g < num_groups; ++g) {
-            add_group<kFormat>(Full{}, quad + g * kGroupBytes, row[g], accumulators);
-        }
-        if (num_blocks % kGroup) {
-            add_group<kFormat>(Tail{num_blocks % kGroup}, quad + num_groups * kGroupBytes,
-                               row[num_groups], accumulators);
-        }
-        for (std::size_t r = 0; r < kQuad; ++r) sums[t * kQuad + r] = sum_of(accumulators[r]);
+    const ActivationGroup* rows[kTokens];
+    __m256 accumulators[kTokens][kQuad];
+    for (int t = 0; t < kTokens; ++t) {
+        rows[t] = reinterpret_cast<const ActivationGroup*>(ready[t]);
+        for (std::size_t r = 0; r < kQuad; ++r) accumulators[t][r] = _mm256_setzero_ps();
+    }
+    for (std::size_t g = 0; g < num_groups; ++g, quad += kGroupBytes) {
+        add_group<kFormat, kTokens>(Full{}, ahead, quad, rows, accumulators);
+        for (int t = 0; t < kTokens; ++t) ++rows[t];
+    }
+    if (num_blocks % kGroup) {
+        add_group<kFormat, kTokens>(Tail{num_blocks % kGroup}, ahead, quad, rows, accumulators);
+    }
+    for (int t = 0; t < kTokens; ++t) {
+        for (std::size_t r = 0; r < kQuad; ++r) sums[t * kQuad + r] = sum_of(accumulators[t][r]);
     }
 }
 
-void dot_quad_bf16(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
-                   std::size_t num_tokens, float* sums) {
+template <int kTokens, typename Ahead>
+void dot_tokens_bf16(const std::uint8_t* quad, std::size_t row_size,
+                     const std::uint8_t* const* ready, const Ahead& ahead, float* sums) {
     const __m256i high = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
-    for (std::size_t t = 0; t < num_tokens; ++t) {
-        const auto* row = reinterpret_cast<const float*>(ready[t]);
-        __m256 accumulators[kQuad] = {};
-        const std::uint8_t* words = quad;
-        for (std::size_t start = 0; start < row_size; start += 2 * kGroup) {
-            Alone{}.prefetch(words, kQuad * kGroup * 4);
-            const __m256 first = _mm256_load_ps(row + start);
-            const __m256 second = _mm256_load_ps(row + start + kGroup);
-            for (std::size_t r = 0; r < kQuad; ++r, words += 4 * kGroup) {
-                const __m256i word = load(words);
-                const __m256 lower = _mm256_castsi256_ps(_mm256_slli_epi32(word, 16));
-                const __m256 upper = _mm256_castsi256_ps(_mm256_and_si256(word, high));
-                accumulators[r] = _mm256_add_ps(accumulators[r], _mm256_mul_ps(lower, first));
-                accumulators[r] = _mm256_add_ps(accumulators[r], _mm256_mul_ps(upper, second));
+    __m256 accumulators[kTokens][kQuad];
+    for (int t = 0; t < kTokens; ++t) {
+        for (std::size_t r = 0; r < kQuad; ++r) accumulators[t][r] = _mm256_setzero_ps();
+    }
+    for (std::size_t start = 0; start < row_size; start += 2 * kGroup) {
+        ahead.prefetch(quad, kQuad * kGroup * 4);
+        for (std::size_t r = 0; r < kQuad; ++r, quad += 4 * kGroup) {
+            const __m256i word = load(quad);
+            const __m256 lower = _mm256_castsi256_ps(_mm256_slli_epi32(word, 16));
+            const __m256 upper = _mm256_castsi256_ps(_mm256_and_si256(word, high));
+            for (int t = 0; t < kTokens; ++t) {
+                const float* row = reinterpret_cast<const float*>(ready[t]) + start;
+                __m256& sum = accumulators[t][r];
+                sum = _mm256_add_ps(sum, _mm256_mul_ps(lower, _mm256_load_ps(row)));
+                sum = _mm256_add_ps(sum, _mm256_mul_ps(upper, _mm256_load_ps(row + kGroup)));
             }
         }
-        for (std::size_t r = 0; r < kQuad; ++r) sums[t * kQuad + r] = sum_of(accumulators[r]);
+    }
+    for (int t = 0; t < kTokens; ++t) {
+        for (std::size_t r = 0; r < kQuad; ++r) sums[t * kQuad + r] = sum_of(accumulators[t][r]);
     }
 }
+
+template <Format kFormat>
+struct DotTokens {
+    template <int kTokens, typename Ahead>
+    static void of(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
+                   const Ahead& ahead, float* sums) {
+        if constexpr (kFormat == Format::kBf16) {
+            dot_tokens_bf16<kTokens>(quad, row_size, ready, ahead, sums);
+        } else {
+            dot_tokens<kFormat, kTokens>(quad, row_size, ready, ahead, sums);
+        }
+    }
+};
+
+// Tokens that share a weight: as many as leave registers for it, and for `bf16` for accumulators.
+template <Format kFormat>
+constexpr int kShared = kFormat == Format::kBf16 ? 2 : 4;
+
+template <Format kFormat>
+constexpr DotQuad dot_quad = TokenTiles<kFormat, kShared<kFormat>, DotTokens<kFormat>>::dot_quad;
 
 }  // namespace
 
@@ -136,7 +178,7 @@ const Path kAvx2Path = {
     "avx2",
     {quantize_block, quantize_block, round_block},
     unit_block,
-    {dot_quad<Format::kQ8_0>, dot_quad<Format::kQ4_0>, dot_quad_bf16},
+    {dot_quad<Format::kQ8_0>, dot_quad<Format::kQ4_0>, dot_quad<Format::kBf16>},
     {
         ready_bytes,
         {ready_many<quantize_block>, ready_many<quantize_block>, ready_many<round_block>},
@@ -144,7 +186,7 @@ const Path kAvx2Path = {
         {
             project_quads<Format::kQ8_0, dot_quad<Format::kQ8_0>>,
             project_quads<Format::kQ4_0, dot_quad<Format::kQ4_0>>,
-            project_quads<Format::kBf16, dot_quad_bf16>,
+            project_quads<Format::kBf16, dot_quad<Format::kBf16>>,
         },
     },
     widen,

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "avx512_groups.hpp"
-#include "elementwise.hpp"
+#include "token_tiles.hpp"
 
 namespace moeprof {
 namespace {
@@ -127,39 +127,21 @@ void dot_tokens_bf16(const std::uint8_t* quad, std::size_t row_size,
     }
 }
 
-template <Format kFormat, int kTokens, typename Ahead>
-void dot_some(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
-              std::size_t num_tokens, const Ahead& ahead, float* sums) {
-    if constexpr (kTokens > 1) {
-        if (num_tokens < kTokens) {
-            dot_some<kFormat, kTokens - 1>(quad, row_size, ready, num_tokens, ahead, sums);
-            return;
+template <Format kFormat>
+struct DotTokens {
+    template <int kTokens, typename Ahead>
+    static void of(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
+                   const Ahead& ahead, float* sums) {
+        if constexpr (kFormat == Format::kBf16) {
+            dot_tokens_bf16<kTokens>(quad, row_size, ready, ahead, sums);
+        } else {
+            dot_tokens<kFormat, kTokens>(quad, row_size, ready, ahead, sums);
         }
     }
-    if constexpr (kFormat == Format::kBf16) {
-        dot_tokens_bf16<kTokens>(quad, row_size, ready, ahead, sums);
-    } else {
-        dot_tokens<kFormat, kTokens>(quad, row_size, ready, ahead, sums);
-    }
-}
+};
 
 template <Format kFormat>
-void dot_quad(const std::uint8_t* quad, std::size_t row_size, const std::uint8_t* const* ready,
-              std::size_t num_tokens, float* sums) {
-    constexpr std::size_t kMost = 4;  // tokens that share a load
-    if (num_tokens <= kMost) {
-        dot_some<kFormat, kMost>(quad, row_size, ready, num_tokens, Alone{}, sums);
-        return;
-    }
-    const std::size_t num_tiles = (num_tokens + kMost - 1) / kMost;
-    Sharing ahead{quad_bytes(kFormat, row_size), 0, num_tiles * kLine};
-    for (std::size_t tile = 0; tile < num_tiles; ++tile, ahead.first += kLine) {
-        const std::size_t first = tile * num_tokens / num_tiles;
-        const std::size_t end = (tile + 1) * num_tokens / num_tiles;
-        dot_some<kFormat, kMost>(quad, row_size, ready + first, end - first, ahead,
-                                 sums + first * kQuad);
-    }
-}
+constexpr DotQuad dot_quad = TokenTiles<kFormat, 4, DotTokens<kFormat>>::dot_quad;
 
 }  // namespace
 
