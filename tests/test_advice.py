@@ -11,7 +11,7 @@ from planning import make_facts
 from synthetic import Routing
 from test_plan import routed as block_of
 
-from moeprof.hardware import Time
+from moeprof.hardware import HardwareProfile, LinkProfile, Time
 from moeprof.plan import PlanRequest, plan
 from moeprof.plan import advice as words
 from moeprof.plan.cost import DecodeClock, decode_clock
@@ -26,6 +26,12 @@ from moeprof.trace import Trace
 
 ZIPF = Routing(exponent=1.6)
 STICKY = Routing(keep=0.9, spread=0.3)
+DRIFTING = Routing(exponent=2.0, drift=1.0, keep=0.3)
+
+
+def linked(bytes_per_s: float) -> HardwareProfile:
+    """The machine with another link, over which an expert of 1000 bytes is copied."""
+    return make_machine(links={"ram-vram": LinkProfile(0.0, bytes_per_s)})
 
 
 class TestDecodeClock:
@@ -232,26 +238,19 @@ class TestVerdict:
         assert found.finding.strategy == words.HOT_SET
         assert found.finding.sentence.startswith("keep the 24 busiest of 64 experts in VRAM")
 
-    def test_replies_that_stay_with_their_experts_are_cached(self, tmp_path: Path) -> None:
-        machine = make_machine(
-            links={
-                "ram-vram": dataclasses.replace(
-                    make_machine().links["ram-vram"], bytes_per_s=1000.0
-                )
-            }
-        )
-        found = advise_on(make_routed(tmp_path, STICKY), 24, machine)
+    @pytest.mark.parametrize("routing", [STICKY, DRIFTING])
+    def test_replies_that_stay_with_some_experts_for_a_while_are_cached(
+        self, tmp_path: Path, routing: Routing
+    ) -> None:
+        trace = make_routed(tmp_path, routing, documents=20, tokens=(10, 100))
+        found = advise_on(trace, 16, linked(1000.0))
         assert found.finding.answer == words.CACHE_IT
         assert found.finding.strategy == words.CACHE
-        assert "24 of 64 experts in VRAM, chosen while running by" in found.finding.sentence
+        assert "16 of 64 experts in VRAM, chosen while running by" in found.finding.sentence
 
     def test_copies_that_take_too_long_make_a_cache_not_worth_it(self, tmp_path: Path) -> None:
-        slow = make_machine(
-            links={
-                "ram-vram": dataclasses.replace(make_machine().links["ram-vram"], bytes_per_s=10.0)
-            }
-        )
-        found = advise_on(make_routed(tmp_path, STICKY), 24, slow, policies=("lru",))
+        trace = make_routed(tmp_path, STICKY)
+        found = advise_on(trace, 24, linked(10.0), policies=("lru",))
         cache = found.strategy(words.CACHE)
         assert cache is not None
         assert cache.decode is not None

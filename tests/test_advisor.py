@@ -16,12 +16,14 @@ from moeprof.errors import CapacityError, MoeprofError, PlacementError
 from moeprof.plan import Advice, AdviceRequest, PlanRequest, advise
 from moeprof.plan import advice as words
 from moeprof.plan.advice import StrategyOutcome
+from moeprof.plan.evaluated import Evaluated
 from moeprof.plan.evaluation import split_documents
+from moeprof.plan.judgement import judge
 from moeprof.plan.oracle import oracle_trial
 from moeprof.plan.played import clocks_of
 from moeprof.plan.routed import DECODE, PREFILL, read_sample
 from moeprof.plan.sweep import sweep_budgets
-from moeprof.plan.trials import Situation
+from moeprof.plan.trials import Situation, fixed_trials
 from moeprof.plan.warm_replay import Part, hottest_last, replay_warm
 from moeprof.policies import parse_policy
 from moeprof.trace import Trace
@@ -271,6 +273,34 @@ class TestFacts:
     def test_a_policy_that_knows_the_future_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(MoeprofError, match="policy belady: belady knows the future"):
             advise_on(make_routed(tmp_path, ZIPF), 24, policies=("belady",))
+
+
+class TestJudge:
+    @pytest.mark.parametrize(
+        ("hot_set", "cache", "both", "answer"),
+        [
+            (0.8, 0.76, 0.74, words.PIN_IT),  # 5 % and 8 % faster than pinning
+            (0.8, 0.7, 0.66, words.CACHE_IT),  # 14 % faster; 6 % more with pins
+            (0.8, 0.7, 0.6, words.BOTH),  # 17 % more
+            (0.95, 0.8, 0.75, words.CACHE_IT),  # pinning gains 5 %, which is not told from none
+            (0.95, 0.95, 0.85, words.BOTH),
+            (0.95, 0.93, 0.92, words.DO_NOT_BOTHER),
+        ],
+    )
+    def test_what_takes_more_effort_has_to_be_clearly_faster_than_what_takes_less(
+        self, tmp_path: Path, hot_set: float, cache: float, both: float, answer: str
+    ) -> None:
+        situation = situation_of(make_routed(tmp_path, ZIPF))
+        trials = {one.name: one for one in fixed_trials(situation, 24_000)}
+        base = trials[words.WHOLE_LAYERS]
+        trials[words.ANY_EXPERTS] = dataclasses.replace(base, name=words.ANY_EXPERTS)
+        factors = {words.HOT_SET: hot_set, words.CACHE: cache, words.HOT_SET_AND_CACHE: both}
+        for name, factor in factors.items():
+            played = dataclasses.replace(base.played, seconds=factor * base.played.seconds)
+            trials[name] = dataclasses.replace(base, name=name, policy="lru", played=played)
+        found = judge(Evaluated(situation, 24_000, trials))
+        assert found.answer == answer
+        assert found.lost_above is None
 
 
 class TestBreakEven:
