@@ -257,6 +257,10 @@ class TestFacts:
         with pytest.raises(CapacityError, match="experts outside VRAM"):
             advise_on(trace, 10, small)
 
+    def test_a_sweep_into_which_nothing_fits_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(CapacityError, match="fits into none of the budgets"):
+            advise_on(make_routed(tmp_path, ZIPF), 24, sweep=(1024, 2048))
+
     def test_a_profile_without_batches_leaves_prefill_unpriced_and_says_so(
         self, tmp_path: Path
     ) -> None:

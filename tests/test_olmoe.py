@@ -70,3 +70,14 @@ def lru_hits(routed, size):
             recent = [e for e in recent if e not in experts] + experts
             recent = recent[-size:]
     return hits
+
+
+def test_the_advice_on_it_says_what_a_single_document_can_say(trace, capsys):
+    machine = ["--gpu", "RTX 3060 12GB", "--ram", "ddr4-3200x2"]
+    document = json.loads(run(capsys, "advise", trace, "--vram", "6GB", *machine, "--json"))
+    speeds = {one["name"]: one["decode"]["tokens_per_s"]["value"] for one in document["strategies"]}
+    # 43.5 % of the experts are chosen again by the next token, where even routing has 12.5 %.
+    assert document["finding"]["answer"] == "pin it"
+    assert speeds["all_ram"] < speeds["whole_layers"] < speeds["hot_set"] < speeds["oracle"]
+    assert max(speeds.values()) == speeds["oracle"]
+    assert any("cut into 8 pieces" in line for line in document["missing"])

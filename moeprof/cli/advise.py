@@ -26,7 +26,7 @@ from moeprof.cli.options import (
 
 if TYPE_CHECKING:
     from moeprof.hardware import HardwareProfile
-    from moeprof.plan import Advice
+    from moeprof.plan import Advice, ModelFacts, PlanRequest
 
 
 def advise(
@@ -83,7 +83,6 @@ def advise(
         moeprof advise traces/demo --model moeprof/demo/model --vram 6MB --context 256 \
             --gpu "RTX 3090" --ram ddr5-6000x2 --device-context 0
     """
-    from moeprof.checkpoint.facts import model_facts
     from moeprof.placement import check_free, write_whole
     from moeprof.plan import AdviceRequest, PlanRequest
     from moeprof.plan import advise as make_advice
@@ -110,7 +109,7 @@ def advise(
         weight_format=weight_format,
     )
     opened = open_trace(trace)
-    facts = None if model is None else model_facts(model, request)
+    facts = None if model is None else _facts(model, request)
     policies = CACHE_POLICIES if policy is None else tuple(policy)
     found = make_advice(opened, facts, AdviceRequest(request, policies, budgets))
     if picture is not None:
@@ -135,6 +134,13 @@ def _picture(found: "Advice") -> bytes:
     from moeprof.report.figures import png
 
     return png(sweep_figure(found))
+
+
+def _facts(model: str, request: "PlanRequest") -> "ModelFacts":
+    """The facts on the checkpoint; only they need torch."""
+    from moeprof.checkpoint.facts import model_facts
+
+    return model_facts(model, request)
 
 
 def _vram_bytes(given: str | None, profile: "HardwareProfile | None") -> int:

@@ -86,20 +86,24 @@ def device_context_bytes(given: str | None, profile: "HardwareProfile | None") -
     Raises:
         CapacityError: what was given is not a size.
     """
-    import torch
-
-    from moeprof.runtime import measurement
     from moeprof.units import format_size, parse_size
 
     if given is not None:
         size, source = parse_size(given), "as given"
     elif profile is not None:
         size, source = profile.device_context_bytes, f"of hardware profile {profile.name}"
-    elif torch.cuda.is_available():
-        measured = measurement.device_context_bytes(torch.device("cuda"))
-        size, source = measured, "measured on this device"
     else:
-        size = 0
-        source = "no CUDA device here; for a card elsewhere give --device-context, about 700MiB"
+        size, source = _measured_context_bytes()
     typer.echo(f"device context: {format_size(size)}, {source}", err=True)
     return size
+
+
+def _measured_context_bytes() -> tuple[int, str]:
+    """Bytes of the context on this machine's device, and where the figure comes from."""
+    import torch
+
+    from moeprof.runtime.measurement import device_context_bytes
+
+    if torch.cuda.is_available():
+        return device_context_bytes(torch.device("cuda")), "measured on this device"
+    return 0, "no CUDA device here; for a card elsewhere give --device-context, about 700MiB"

@@ -28,6 +28,8 @@ def rests_on(
     profile = request.plan.hardware
     if profile is not None:
         yield f"times of {profile.name}, {_SOURCES[profile.source]}"
+    if profile is not None and not profile.links and not profile.tiers_overlap:
+        yield "on that machine both tiers are memory of the host, which says nothing of a GPU"
     if profile is not None and sample.routed is None:
         yield "tokens/s are as if a token's experts were chosen independently of each other"
     if profile is not None and evaluated.is_priced(PREFILL):

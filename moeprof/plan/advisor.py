@@ -25,6 +25,7 @@ from moeprof.plan.trials import Situation
 from moeprof.plan.would_change import would_change
 from moeprof.policies import Policy, parse_policy
 from moeprof.trace import Trace
+from moeprof.units import format_size
 
 
 def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> advice.Advice:
@@ -149,6 +150,7 @@ def _sweep(
     situation: Situation, facts: ModelFacts, request: AdviceRequest
 ) -> Iterator[advice.SweepPoint]:
     """The strategies at other budgets; those that cannot hold the model are left out."""
+    nothing_fits = True
     for vram_bytes in request.sweep:
         budget = _budget_of_any_card(facts, request.plan, vram_bytes)
         if budget is None:
@@ -156,8 +158,15 @@ def _sweep(
         room = budget.experts_available_bytes
         if situation.total_bytes - min(room, situation.total_bytes) > situation.ram_bytes:
             continue
+        nothing_fits = False
         evaluated = evaluate(situation, room)
         yield advice.SweepPoint(vram_bytes, room, judge(evaluated).answer, evaluated.outcomes())
+    if request.sweep and nothing_fits:
+        raise CapacityError(
+            "sweep: the model fits into none of the budgets up to "
+            f"{format_size(request.sweep[-1])}",
+            "sweep to more VRAM",
+        )
 
 
 def _budget_of_any_card(facts: ModelFacts, plan: PlanRequest, vram_bytes: int) -> Budget | None:
