@@ -157,6 +157,7 @@ def test_without_times_of_batches_prompts_have_hit_rates_only(
         (("--vram", "1MB", "--policy", "mru"), 1, "there is no policy 'mru'"),
         (("--vram", "1MB", "--gpu", "RTX 3090"), 1, "needs both --gpu and --ram"),
         (("--vram", "1MB", "--format", "q5_1"), 2, "'q5_1' is not one of"),
+        (("--vram", "1MB", "--dense-format", "q8_0"), 2, "name it with --model"),
         (("--vram", "1MB", "--model", "nowhere/at-all-0"), 1, "error: "),
     ],
 )

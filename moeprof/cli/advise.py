@@ -15,6 +15,7 @@ from moeprof.cli.machine import (
     machine,
 )
 from moeprof.cli.options import (
+    DenseFormat,
     Force,
     Json,
     RunFormat,
@@ -49,6 +50,7 @@ def advise(
     ram: RamName = None,
     nvme: NvmeClass = None,
     weight_format: RunFormat = None,
+    dense_format: DenseFormat = "stored",
     context: Annotated[
         int, typer.Option(min=1, max=2**24, help="Tokens the KV cache must hold.")
     ] = 4096,
@@ -91,6 +93,8 @@ def advise(
     from moeprof.trace import open_trace
 
     check_format(weight_format)
+    if dense_format != "stored" and model is None:
+        raise typer.BadParameter("--dense-format needs the checkpoint: name it with --model")
     budgets = () if sweep is None else sweep_budgets(sweep)
     if plot is not None and not budgets:
         raise typer.BadParameter("--plot draws a sweep; name one as in --sweep vram=4GB..96GB")
@@ -107,6 +111,7 @@ def advise(
         seed=seed,
         hardware=profile,
         weight_format=weight_format,
+        dense_format=dense_format,
     )
     opened = open_trace(trace)
     facts = None if model is None else _facts(model, request)
@@ -138,8 +143,12 @@ def _picture(found: "Advice") -> bytes:
 
 def _facts(model: str, request: "PlanRequest") -> "ModelFacts":
     """The facts on the checkpoint; only they need torch."""
+    from moeprof.checkpoint.dense_layers import DENSE_FORMATS
     from moeprof.checkpoint.facts import model_facts
 
+    if request.dense_format not in DENSE_FORMATS:
+        known = ", ".join(DENSE_FORMATS)
+        raise typer.BadParameter(f"{request.dense_format!r} is not one of {known}")
     return model_facts(model, request)
 
 
