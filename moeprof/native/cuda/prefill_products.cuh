@@ -173,6 +173,9 @@ __device__ void copy_panels(const PrefillCall& call, std::uint32_t first, std::u
         const CopiedExpert expert = call.copied[number / shape.panels];
         const std::uint32_t panel = number % shape.panels, place = number % kRingPanels;
         if (threadIdx.x == 0) {
+            // The place's panel before this one may still be on its way, by another block.
+            const std::uint32_t before = number < kRingPanels ? 0 : number + 1 - kRingPanels;
+            while (load_acquire(&ring.arrived[place]) != before) pause();
             while (load_acquire(&ring.waiting[place]) != 0) pause();
         }
         __syncthreads();
