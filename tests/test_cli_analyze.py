@@ -40,6 +40,18 @@ def test_without_a_terminal_tables_are_plain_text_on_standard_output(trace, caps
     assert written.err == ""
 
 
+def test_a_budget_in_bytes_becomes_a_number_of_cells(trace, capsys):
+    assert run(trace, "--json", "--budget", "4.5kB", *QUICK) == 0  # experts of 1000 bytes
+    document = json.loads(capsys.readouterr().out)
+    assert document["settings"]["share"] == 4 / 16
+    assert document["settings"]["budget_bytes"] == 4500
+    assert {len(entry["cells"]) for entry in document["hot_sets"]} == {4}
+    assert document["notes"][0] == "A budget of 4.4 KiB is 4 of 16 cells."
+    assert run(trace, "--budget", "900B") == 1
+    assert capsys.readouterr().err.startswith("error: a budget of 900 B holds no expert of 1000 B")
+    assert run(trace, "--budget", "0") == 2
+
+
 @pytest.mark.parametrize(
     ("section", "topic", "title"),
     [
@@ -78,6 +90,7 @@ def test_options_reach_the_analysis(trace, capsys):
     document = json.loads(capsys.readouterr().out)
     expected = {"phase": "decode", "domain": "code", "share": 0.25, "folds": 2, "seed": 3}
     expected |= {"sections": ["skew", "locality"], "tolerance": 0.05, "resamples": 10}
+    expected |= {"budget_bytes": None}
     assert document["settings"] == expected
     assert document["skew"] and document["locality"]
     assert document["coverage"] == document["prediction"] == document["sufficiency"] == []

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from moeprof.errors import CapacityError
+from moeprof.units import format_size
+
 
 def hot_set_size(share: float, num_cells: int) -> int:
     """Cells in a hot set of `share` of `num_cells`: to the nearest, at least one.
@@ -19,6 +22,30 @@ def hot_set_size(share: float, num_cells: int) -> int:
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
     return max(1, int(share * num_cells + 0.5))
+
+
+def budget_share(budget_bytes: int, expert_bytes: Sequence[int], num_experts: int) -> float:
+    """Share of the cells that fit into a budget, cells taken as of the mean size.
+
+    Args:
+        budget_bytes: of the hot set.
+        expert_bytes: bytes of one expert of each layer.
+        num_experts: of each layer.
+
+    Returns:
+        In (0, 1], a whole number of cells.
+
+    Raises:
+        CapacityError: not one expert fits.
+    """
+    mean = sum(expert_bytes) / len(expert_bytes)
+    if budget_bytes < mean:
+        raise CapacityError(
+            f"a budget of {format_size(budget_bytes)} holds no expert of {format_size(mean)}",
+            "give a larger one with --budget",
+        )
+    num_cells = len(expert_bytes) * num_experts
+    return min(num_cells, int(budget_bytes / mean)) / num_cells
 
 
 def cell_bytes(expert_bytes: Sequence[int], num_experts: int) -> NDArray[np.int64]:

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
+from moeprof.analyze.hot_sets import hot_set_size
 from moeprof.analyze.sample import Sample
 from moeprof.analyze.settings import BOTH_PHASES, OVERALL, AnalysisSettings
+from moeprof.model_shape import ModelShape
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.origin import UNSAID
 from moeprof.trace.reader import Trace
 from moeprof.trace.schema import PHASES
+from moeprof.units import format_size
 
 # What each section needs of a source, beside counts.
 _NEEDS = {
@@ -33,6 +36,17 @@ def notes_on_origin(trace: Trace | CellCounts, settings: AnalysisSettings) -> It
                 f"Imported from {origin.format}, which does not say {UNSAID[word]}: there is no "
                 f"section {' or '.join(lost)}."
             )
+
+
+def notes_on_budget(settings: AnalysisSettings, shape: ModelShape) -> Iterator[str]:
+    """How a budget in bytes was read."""
+    if settings.budget_bytes is None:
+        return
+    cells = hot_set_size(settings.share, shape.num_cells)
+    text = f"A budget of {format_size(settings.budget_bytes)} is {cells} of {shape.num_cells} cells"
+    if len(set(shape.expert_bytes)) > 1:
+        text += " of the mean size; experts differ in size, so a hot set may be smaller or larger"
+    yield f"{text}."
 
 
 def notes_on_samples(cells: CellCounts, samples: Sequence[Sample]) -> Iterator[str]:

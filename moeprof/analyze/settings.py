@@ -29,6 +29,8 @@ class AnalysisSettings:
         domain: one domain; None for each, and all of them together.
         phase: `prefill`, `decode`, or `all` to add the two; None for each apart.
         share: share of cells in a hot set, in (0, 1].
+        budget_bytes: bytes of a hot set, above 0, from which `share` is derived; None to take
+            `share` itself.
         folds: parts into which documents are dealt for held-out coverage, at least 2; a domain
             with fewer documents gets as many folds as it has documents.
         resamples: bootstrap resamples behind each interval, at least 2. They serve to estimate a
@@ -43,6 +45,7 @@ class AnalysisSettings:
     share: float = 0.2
     folds: int = 5
     resamples: int = 200
+    budget_bytes: int | None = None
     tolerance: float = 0.02
     sections: tuple[str, ...] = SECTIONS
     seed: int = 0
@@ -53,6 +56,8 @@ class AnalysisSettings:
             raise ValueError(f"phase {self.phase!r}, expected one of {expected}")
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
+        if self.budget_bytes is not None and self.budget_bytes <= 0:
+            raise ValueError(f"budget_bytes must be above 0, got {self.budget_bytes}")
         if self.folds < 2:
             raise ValueError(f"folds must be at least 2, got {self.folds}")
         if self.resamples < 2:

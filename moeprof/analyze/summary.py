@@ -1,13 +1,14 @@
 """The whole analysis of a trace, as data frames and as one JSON document."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from moeprof.analyze import frames
 from moeprof.analyze.document import to_json
 from moeprof.analyze.gathering import gather
-from moeprof.analyze.notes import notes_on_origin, notes_on_samples
+from moeprof.analyze.hot_sets import budget_share
+from moeprof.analyze.notes import notes_on_budget, notes_on_origin, notes_on_samples
 from moeprof.analyze.sample import Sample
 from moeprof.analyze.settings import OVERALL, SHARES, AnalysisSettings
 from moeprof.errors import TraceError
@@ -125,6 +126,10 @@ def analyze(trace: Trace | CellCounts, settings: AnalysisSettings | None = None)
     settings = settings or AnalysisSettings()
     name = trace.name if isinstance(trace, Trace) else ""
     cells = trace.cell_counts() if isinstance(trace, Trace) else trace
+    if settings.budget_bytes is not None:
+        shape = cells.shape
+        share = budget_share(settings.budget_bytes, shape.expert_bytes, shape.num_experts)
+        settings = replace(settings, share=share)
     samples = _samples(cells, settings, name)
     made = gather(samples, cells.domains, trace if isinstance(trace, Trace) else None)
     if "curve" in made:
@@ -135,7 +140,11 @@ def analyze(trace: Trace | CellCounts, settings: AnalysisSettings | None = None)
         shape=cells.shape,
         settings=settings,
         samples=frames.sample_frame(samples),
-        notes=(*notes_on_origin(trace, settings), *notes_on_samples(cells, samples)),
+        notes=(
+            *notes_on_origin(trace, settings),
+            *notes_on_budget(settings, cells.shape),
+            *notes_on_samples(cells, samples),
+        ),
         **made,
     )
 

@@ -27,6 +27,10 @@ def analyze(
     share: Annotated[
         float, typer.Option(min=0.0001, max=1.0, help="Share of cells in a hot set.")
     ] = 0.2,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Bytes of a hot set, such as 2GB, instead of a share."),
+    ] = None,
     section: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,6 +65,7 @@ def analyze(
     from moeprof.analyze import SECTIONS, AnalysisSettings
     from moeprof.analyze import analyze as make_analysis
     from moeprof.trace import open_trace
+    from moeprof.units import parse_size
 
     if phase is not None and phase not in ("prefill", "decode", "all"):
         raise typer.BadParameter(f"{phase!r} is not one of prefill, decode, all")
@@ -71,6 +76,7 @@ def analyze(
         domain=domain,
         phase=phase,
         share=share,
+        budget_bytes=None if budget is None else _positive(parse_size(budget)),
         folds=folds,
         resamples=resamples,
         tolerance=tolerance,
@@ -87,6 +93,12 @@ def analyze(
         _print_tables(analysis)
     if plots is not None:
         _draw(analysis, opened, plots)
+
+
+def _positive(num_bytes: int) -> int:
+    if num_bytes == 0:
+        raise typer.BadParameter("a budget of nothing", param_hint="--budget")
+    return num_bytes
 
 
 def _print_tables(analysis: "Analysis") -> None:
