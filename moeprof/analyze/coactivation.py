@@ -60,7 +60,8 @@ def standing_out(together: NDArray[np.int64], expected: NDArray[np.float64]) -> 
     chance = expected[one, other]
     excess = (together[one, other] - chance) / np.sqrt(chance + 1)
     number = max(1, round(MARKED_SHARE * len(one)))
-    best = np.argsort(-excess, kind="stable")[:number]
+    best = np.argpartition(-excess, number - 1)[:number]
+    best = best[np.lexsort((best, -excess[best]))]
     return np.stack([one[best], other[best]], axis=1)
 
 
