@@ -14,22 +14,15 @@
 
 #include <algorithm>
 
-#include "dense.hpp"
-#include "elements.cuh"
+#include "attention_join.cuh"
 #include "launch.cuh"
 
 namespace moeprof::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
-constexpr int kTile = 64;
-constexpr int kMostSplits = 64;
-constexpr int kTilesAtOnce = 32;  // whose masks are looked at together
-constexpr int kRowLanes = 8;      // that share a key row
-constexpr int kRowsAtOnce = 4;    // key rows of a lane whose loads are in flight together
-constexpr int kPrefetched = 8;    // value rows of a thread loaded before the scores are known
-constexpr float kLog2E = 1.4426950408889634F;
+constexpr int kRowLanes = 8;    // that share a key row
+constexpr int kRowsAtOnce = 4;  // key rows of a lane whose loads are in flight together
+constexpr int kPrefetched = 8;  // value rows of a thread loaded before the scores are known
 
 /// Query heads of one block; more that share a key-value head take more blocks.
 int heads_of_block(int heads, int groups) {
@@ -41,22 +34,6 @@ int blocks_of_group(int heads, int groups) {
     const int own = heads_of_block(heads, groups);
     return (heads / groups + own - 1) / own;
 }
-
-template <int kHeads>
-struct Shared {
-    // Rows of scores start on 16 bytes and in different banks.
-    static constexpr int kPitch = kHeads == 1 ? 1 : kHeads + 4;
-    alignas(16) float scores[kTile * kPitch];
-    alignas(16) float query[kHeads * kMostHeadSize];
-    float largest[kHeads];
-    float sum[kHeads];
-    float rescale[kHeads];
-    unsigned seen[2 * kTilesAtOnce];
-    float share[kHeads * kMostSplits];
-    int active[kMostSplits];
-    int num_active;
-    bool is_last;
-};
 
 /// Sums over the eight lanes of a row; the lane is left with the head `head_of_lane` alone, in
 /// element 0. Each exchange halves the heads that a lane still carries.
@@ -172,93 +149,6 @@ __device__ void weigh_tile(Shared<kHeads>& shared) {
             shared.sum[g] = shared.sum[g] * rescale + sum;
             shared.largest[g] = largest;
         }
-    }
-}
-
-/// The last part joins all parts of its heads, in ascending order.
-template <typename T, int kHeads>
-__device__ void join_parts(const DecodeAttention& job, Shared<kHeads>& shared, int batch, int head0,
-                           int num_heads) {
-    const int lane = threadIdx.x % 32;
-    const float2* state = reinterpret_cast<const float2*>(
-        job.partial + std::int64_t{job.batch} * job.heads * job.splits * job.value_size);
-    for (int g = threadIdx.x / 32; g < num_heads; g += kWarps) {
-        const std::int64_t at = (std::int64_t{batch} * job.heads + head0 + g) * job.splits;
-        float2 own[kMostSplits / 32];
-        float largest = -INFINITY;
-#pragma unroll
-        for (int i = 0; i < kMostSplits / 32; ++i) {
-            const int split = lane + 32 * i;
-            own[i] = split < job.splits ? __ldcg(&state[at + split]) : make_float2(-INFINITY, 0);
-            largest = fmaxf(largest, own[i].x);
-        }
-        largest = warp_max(largest);
-        float sink = -INFINITY;
-        if (job.sinks != nullptr)
-            sink = to_float(static_cast<const T*>(job.sinks)[head0 + g]) * kLog2E;
-        largest = fmaxf(largest, sink);
-        const bool any = largest > -INFINITY;
-        float sum = 0;
-        float scale[kMostSplits / 32];
-#pragma unroll
-        for (int i = 0; i < kMostSplits / 32; ++i) {
-            scale[i] = any ? exp2f(own[i].x - largest) : 0;
-            sum += own[i].y * scale[i];
-        }
-        sum = warp_sum(sum);
-        if (any) sum += exp2f(sink - largest);
-#pragma unroll
-        for (int i = 0; i < kMostSplits / 32; ++i) {
-            const int split = lane + 32 * i;
-            if (split < job.splits)
-                shared.share[g * kMostSplits + split] = sum > 0 ? scale[i] / sum : 0;
-        }
-    }
-    if (threadIdx.x < 32) {
-        // A part that saw something did so for all heads; the others wrote no values.
-        const std::int64_t at = (std::int64_t{batch} * job.heads + head0) * job.splits;
-        int before = 0;
-#pragma unroll
-        for (int i = 0; i < kMostSplits / 32; ++i) {
-            const int split = lane + 32 * i;
-            const bool saw = split < job.splits && __ldcg(&state[at + split]).y > 0;
-            const unsigned all = __ballot_sync(0xffffffffU, saw);
-            if (saw) shared.active[before + __popc(all & ((1U << lane) - 1))] = split;
-            before += __popc(all);
-        }
-        if (lane == 0) shared.num_active = before;
-    }
-    __syncthreads();
-    constexpr int kAhead = 8;
-    const int quarters = job.value_size / 4;
-    for (int item = threadIdx.x; item < num_heads * quarters; item += kThreads) {
-        const int g = item / quarters;
-        const int column = 4 * (item - g * quarters);
-        const std::int64_t head = std::int64_t{batch} * job.heads + head0 + g;
-        const float* parts = job.partial + head * job.splits * job.value_size + column;
-        float4 total = make_float4(0, 0, 0, 0);
-        for (int begin = 0; begin < shared.num_active; begin += kAhead) {
-            float4 loaded[kAhead];
-#pragma unroll
-            for (int i = 0; i < kAhead; ++i) {
-                const int split = shared.active[min(begin + i, shared.num_active - 1)];
-                loaded[i] = __ldcg(reinterpret_cast<const float4*>(parts + split * job.value_size));
-            }
-#pragma unroll
-            for (int i = 0; i < kAhead; ++i) {
-                if (begin + i >= shared.num_active) break;
-                const float share = shared.share[g * kMostSplits + shared.active[begin + i]];
-                total.x = fmaf(share, loaded[i].x, total.x);
-                total.y = fmaf(share, loaded[i].y, total.y);
-                total.z = fmaf(share, loaded[i].z, total.z);
-                total.w = fmaf(share, loaded[i].w, total.w);
-            }
-        }
-        T* output = static_cast<T*>(job.output) + head * job.value_size + column;
-        output[0] = from_float<T>(total.x);
-        output[1] = from_float<T>(total.y);
-        output[2] = from_float<T>(total.z);
-        output[3] = from_float<T>(total.w);
     }
 }
 
