@@ -89,7 +89,7 @@ struct BoundDeviceLayer {
     DeviceLayer layer{};
     Exchange* exchange = nullptr;
     std::uint8_t* workspace = nullptr;
-    PrefillBlocks blocks{};
+    PrefillLaunch launch{};
     HostTier tier{};
     HostRoom* room = nullptr;
 };
@@ -116,11 +116,11 @@ void construct(BoundDeviceLayer* self, Exchange& exchange, std::uint32_t index,
     if (const char* lack = prepare_decode(layer)) {
         throw std::runtime_error(std::string("CUDA device: ") + lack);
     }
-    PrefillBlocks blocks{};
-    if (const char* lack = prepare_prefill(layer, blocks)) {
+    PrefillLaunch launch{};
+    if (const char* lack = prepare_prefill(layer, launch)) {
         throw std::runtime_error(std::string("CUDA device: ") + lack);
     }
-    new (self) BoundDeviceLayer{layer, &exchange, nullptr, blocks, {}, nullptr};
+    new (self) BoundDeviceLayer{layer, &exchange, nullptr, launch, {}, nullptr};
 }
 
 void set_weights(BoundDeviceLayer& self, std::uintptr_t packed, std::size_t stride,
@@ -176,7 +176,7 @@ void prefill_layer(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t
     }
     const Counts counts{at_address<std::int64_t>(assignments), at_address<std::int64_t>(reads),
                         nullptr};
-    check("prefill", prefill(self.layer, self.blocks, input, at_address<void>(output), counts,
+    check("prefill", prefill(self.layer, self.launch, input, at_address<void>(output), counts,
                              self.exchange->view(), tier, answer, at_address<void>(workspace),
                              at_address<void>(stream)));
 }

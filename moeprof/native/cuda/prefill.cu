@@ -18,7 +18,7 @@ constexpr std::size_t kResultBytes = std::size_t{128} << 20;
 struct Kernels {
     Kernel plan;
     Kernel products[2];
-    std::uint32_t product_bytes;  // of shared memory
+    std::uint32_t (*product_bytes)(std::uint32_t stages);  // of shared memory
     std::uint32_t hidden_row_bytes;
     std::uint32_t between_row_bytes;
 };
@@ -28,7 +28,7 @@ Kernels kernels_of(const DeviceLayer& layer) {
     return {prefill_plan_kernel<kFormat>,
             {prefill_products_kernel<kFormat, Projection::kGateUp>,
              prefill_products_kernel<kFormat, Projection::kDown>},
-            ProductMemory<kFormat>::kBytes,
+            ProductMemory<kFormat>::num_bytes,
             ReadyOf<kFormat>::row_bytes(layer.hidden_size),
             ReadyOf<kFormat>::row_bytes(layer.width)};
 }
@@ -111,19 +111,36 @@ LayerInput pass_of(const DeviceLayer& layer, const LayerInput& input, std::uint3
     return part;
 }
 
-// Blocks that a device runs at once.
-cudaError_t blocks_at_once(Kernel kernel, std::uint32_t shared_bytes, std::uint32_t& blocks) {
-    int device = 0, multiprocessors = 0, each = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    }
-    if (error == cudaSuccess) {
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kTileThreads,
-                                                              shared_bytes);
-    }
-    blocks = static_cast<std::uint32_t>(multiprocessors * each);
+struct Device {
+    int num_multiprocessors = 0;
+    int block_bytes = 0;  // of shared memory
+    int multiprocessor_bytes = 0;
+    int reserved_bytes = 0;  // for each block
+};
+
+cudaError_t read_device(Device& device) {
+    int id = 0;
+    cudaError_t error = cudaGetDevice(&id);
+    const auto read = [&](int& value, cudaDeviceAttr attribute) {
+        if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, id);
+    };
+    read(device.num_multiprocessors, cudaDevAttrMultiProcessorCount);
+    read(device.block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    read(device.multiprocessor_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    read(device.reserved_bytes, cudaDevAttrReservedSharedMemoryPerBlock);
     return error;
+}
+
+// The most stages with which two blocks run at once, at least 3; else the most for one; 0: none.
+std::uint32_t stages_for(const Kernels& kernels, const Device& device) {
+    for (std::uint32_t stages = kMostStages; stages > kLeastStages; --stages) {
+        const int num_bytes = static_cast<int>(kernels.product_bytes(stages));
+        if (2 * (num_bytes + device.reserved_bytes) <= device.multiprocessor_bytes) return stages;
+    }
+    for (std::uint32_t stages = kMostStages; stages >= kLeastStages; --stages) {
+        if (static_cast<int>(kernels.product_bytes(stages)) <= device.block_bytes) return stages;
+    }
+    return 0;
 }
 
 cudaError_t start(Kernel kernel, const PrefillCall& call, std::uint32_t blocks,
@@ -136,7 +153,7 @@ cudaError_t start(Kernel kernel, const PrefillCall& call, std::uint32_t blocks,
     return cudaLaunchKernelEx(&config, kernel, call);
 }
 
-cudaError_t run_pass(const PrefillCall& call, const Kernels& kernels, const PrefillBlocks& blocks,
+cudaError_t run_pass(const PrefillCall& call, const Kernels& kernels, const PrefillLaunch& launch,
                      const HostAnswer& answer, cudaStream_t stream) {
     const std::uint32_t num_tokens = call.input.num_tokens;
     const std::uint32_t row_blocks =
@@ -151,8 +168,8 @@ cudaError_t run_pass(const PrefillCall& call, const Kernels& kernels, const Pref
         if (begun != cudaSuccess) return static_cast<cudaError_t>(begun);
     }
     for (int i = 0; i < 2; ++i) {
-        error = start(kernels.products[i], call, blocks.of[i], kTileThreads, kernels.product_bytes,
-                      stream);
+        error = start(kernels.products[i], call, launch.blocks[i], kTileThreads,
+                      kernels.product_bytes(launch.stages), stream);
         if (error != cudaSuccess) return error;
     }
     if (call.tier.room != nullptr) {
@@ -175,30 +192,39 @@ std::size_t prefill_workspace_bytes(const DeviceLayer& layer, std::uint32_t num_
     return lay_out(layer, num_tokens, copies, nullptr, call);
 }
 
-const char* prepare_prefill(const DeviceLayer& layer, PrefillBlocks& blocks) {
+const char* prepare_prefill(const DeviceLayer& layer, PrefillLaunch& launch) {
     if (layer.num_experts > kPrefillExperts) return "prefill for more than 1024 experts";
     const Kernels kernels = kernels_of(layer);
+    Device device;
+    if (const cudaError_t error = read_device(device)) return cudaGetErrorString(error);
+    launch.stages = stages_for(kernels, device);
+    if (launch.stages == 0) return "shared memory for a tile of a prefill";
+    const std::uint32_t num_bytes = kernels.product_bytes(launch.stages);
     for (int i = 0; i < 2; ++i) {
         const Kernel product = kernels.products[i];
+        int each = 0;
         cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(product),
                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(kernels.product_bytes));
+                                                 static_cast<int>(num_bytes));
         if (error == cudaSuccess) {
-            error = blocks_at_once(product, kernels.product_bytes, blocks.of[i]);
+            error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, product, kTileThreads,
+                                                                  num_bytes);
         }
         if (error != cudaSuccess) return cudaGetErrorString(error);
-        if (blocks.of[i] < 8) return "room for 8 blocks of a prefill at once";
+        launch.blocks[i] = static_cast<std::uint32_t>(device.num_multiprocessors * each);
+        if (launch.blocks[i] < 8) return "room for 8 blocks of a prefill at once";
     }
     return nullptr;
 }
 
-int prefill(const DeviceLayer& layer, const PrefillBlocks& blocks, const LayerInput& input,
+int prefill(const DeviceLayer& layer, const PrefillLaunch& launch, const LayerInput& input,
             void* output, const Counts& counts, const ExchangeView& exchange, const HostTier& tier,
             const HostAnswer& answer, void* workspace, void* stream) {
     const Kernels kernels = kernels_of(layer);
     const std::uint32_t pass_tokens = prefill_pass_tokens(layer);
     PrefillCall call{};
     call.layer = layer;
+    call.stages = launch.stages;
     call.shapes[0] = panel_shape(layer, Projection::kGateUp);
     call.shapes[1] = panel_shape(layer, Projection::kDown);
     call.counts = counts;
@@ -214,7 +240,7 @@ int prefill(const DeviceLayer& layer, const PrefillBlocks& blocks, const LayerIn
             first == 0 && (counts.assignments != nullptr || counts.reads != nullptr);
         if (!counts_here) call.counted.num_tokens = 0;
         const cudaError_t error =
-            run_pass(call, kernels, blocks, answer, static_cast<cudaStream_t>(stream));
+            run_pass(call, kernels, launch, answer, static_cast<cudaStream_t>(stream));
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

@@ -35,13 +35,14 @@ std::uint32_t prefill_pass_tokens(const DeviceLayer& layer);
 std::size_t prefill_workspace_bytes(const DeviceLayer& layer, std::uint32_t num_tokens,
                                     bool copies);
 
-// Blocks of each product that the device runs at once.
-struct PrefillBlocks {
-    std::uint32_t of[2];
+// How a layer's products are launched.
+struct PrefillLaunch {
+    std::uint32_t blocks[2];  // of each, as many as the device runs at once
+    std::uint32_t stages;
 };
 
 // Loads the kernels; null, or what the device lacks for this layer.
-const char* prepare_prefill(const DeviceLayer& layer, PrefillBlocks& blocks);
+const char* prepare_prefill(const DeviceLayer& layer, PrefillLaunch& launch);
 
 // What a pass asks of its caller after the question is in the room: to let the host answer, on
 // another stream, and to wait for that on `stream`. Returns a cudaError_t.
@@ -53,7 +54,7 @@ struct HostAnswer {
 
 // Any number of tokens, in passes; output [num_tokens, hidden_size] of the hidden type. Returns a
 // cudaError_t.
-int prefill(const DeviceLayer& layer, const PrefillBlocks& blocks, const LayerInput& input,
+int prefill(const DeviceLayer& layer, const PrefillLaunch& launch, const LayerInput& input,
             void* output, const Counts& counts, const ExchangeView& exchange, const HostTier& tier,
             const HostAnswer& answer, void* workspace, void* stream);
 

@@ -14,6 +14,10 @@ constexpr std::uint32_t kRingPanels = 72;
 constexpr std::uint32_t kStreamBlocks = 64;
 constexpr std::uint32_t kCopyBlocks = 28;
 
+// Stages of a block's ring in shared memory: as many as let two blocks run at once.
+constexpr std::uint32_t kLeastStages = 2;
+constexpr std::uint32_t kMostStages = 4;
+
 // Of `places`: an expert that this device does not compute.
 constexpr std::uint32_t kOnHost = 0xFFFFFFFE;
 constexpr std::uint32_t kNowhere = 0xFFFFFFFF;
@@ -107,7 +111,8 @@ struct PanelShape {
 struct PrefillCall {
     DeviceLayer layer;
     PanelShape shapes[2];  // of each projection
-    LayerInput input;      // of this pass
+    std::uint32_t stages;
+    LayerInput input;  // of this pass
     void* output;
     Counts counts;
     LayerInput counted;  // of the whole call; no tokens if this pass does not count

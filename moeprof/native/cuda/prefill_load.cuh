@@ -12,7 +12,6 @@ constexpr std::uint32_t kTileThreads = 256;
 
 template <Format kFormat>
 struct StageOf {
-    static constexpr int kStages = kFormat == Format::kQ4_0 ? 4 : 3;
     static constexpr std::uint32_t kQuadBytes = GroupOf<kFormat>::kBytes;
     static constexpr std::uint32_t kTokens = TileOf<kFormat>::kTokens;
     // Offsets: quads, activations [tokens, 256], their scales [blocks, tokens].
@@ -54,9 +53,9 @@ struct Share {
 
 // What all threads of a block know of its tiles, in shared memory.
 struct TileQueue {
-    static constexpr std::uint32_t kTiles = 8;  // that may be under way, more than stages
+    static constexpr std::uint32_t kTiles = 8;  // that may be under way, more than kMostStages
     Share share;
-    Tile tiles[kTiles];  // in turn
+    Tile tiles[kTiles];              // in turn
     alignas(16) PrefillRun runs[2];  // of the next tiles, in turn
 };
 
@@ -94,7 +93,7 @@ class Loader {
     // Whether what is known of a tile is here before its turn if it is copied at the beginning of
     // the one before.
     __device__ __forceinline__ bool copies_runs() const {
-        return shape().groups >= Stage::kStages - 1;
+        return shape().groups >= call_.stages - 1;
     }
 
     // Goes to the next tile; after the last one `group_` stays behind the last group.
@@ -130,8 +129,8 @@ class Loader {
         weights_ = panel + quad * shape().quad_bytes;
         const std::uint32_t place = tile.first + min(threadIdx.x / kPerToken, tile.num_tokens - 1);
         if constexpr (kProjection == Projection::kGateUp) {
-            row_ = call_.rows +
-                   std::size_t{call_.tokens[place]} * Ready::row_bytes(shape().row_size);
+            row_ =
+                call_.rows + std::size_t{call_.tokens[place]} * Ready::row_bytes(shape().row_size);
         } else {
             row_ = call_.between + std::size_t{place} * Ready::row_bytes(shape().row_size);
         }
@@ -204,8 +203,8 @@ class Loader {
                 from + kQuad * blocks * kScaleBytes + (row * blocks + block) * 4;
             for (std::uint32_t k = 0; k < kWords; ++k, word += kQuad * blocks * 4) {
                 copy_word_later(to + kQuad * kBlocksAbreast * kScaleBytes +
-                                      word_piece(k, row, block / 4) * 16 + block % 4 * 4,
-                                  word);
+                                    word_piece(k, row, block / 4) * 16 + block % 4 * 4,
+                                word);
             }
         }
     }

@@ -140,7 +140,7 @@ __device__ __forceinline__ void multiply_half(SharedAddress stage,
                 row_scales[upper] =
                     half_to_float(static_cast<std::uint16_t>(i % 2 == 0 ? word : word >> 16));
             }
-            float(&sum)[4] = sums.lanes[kHalf * 4 + i][matrix];
+            float (&sum)[4] = sums.lanes[kHalf * 4 + i][matrix];
             add_term(sum[0], counted.x, kFrom, row_scales[0], float_of(token_scales.x));
             add_term(sum[1], counted.y, kFrom, row_scales[0], float_of(token_scales.y));
             add_term(sum[2], counted.z, kFrom, row_scales[1], float_of(token_scales.x));

@@ -21,13 +21,29 @@ namespace {
 // The unit's values of a tile, [tokens, 32 and some so that banks differ].
 constexpr std::uint32_t kValuesStride = 36;
 
+// Shared memory: those values, what is known of the tiles, stages.
 template <Format kFormat>
 struct ProductMemory {
-    static constexpr std::uint32_t kValues = StageOf<kFormat>::kStages * StageOf<kFormat>::kBytes;
     static constexpr std::uint32_t kQueue =
-        kValues + StageOf<kFormat>::kTokens * kValuesStride * sizeof(float);
-    static constexpr std::uint32_t kBytes = kQueue + sizeof(TileQueue);
+        StageOf<kFormat>::kTokens * kValuesStride * sizeof(float);
+    static constexpr std::uint32_t kStages = (kQueue + sizeof(TileQueue) + 127) / 128 * 128;
+
+    __host__ static constexpr std::uint32_t num_bytes(std::uint32_t stages) {
+        return kStages + stages * StageOf<kFormat>::kBytes;
+    }
 };
+
+// Waits until at most `pending` batches are under way.
+__device__ __forceinline__ void wait_for_all_but(std::uint32_t pending) {
+    static_assert(kMostStages == 4);
+    if (pending == 2) {
+        wait_for_batches<2>();
+    } else if (pending == 1) {
+        wait_for_batches<1>();
+    } else {
+        wait_for_batches<0>();
+    }
+}
 
 __device__ inline const float* biases_of(const DeviceLayer& layer, const std::uint8_t* packed) {
     return reinterpret_cast<const float*>(
@@ -116,15 +132,17 @@ __device__ void finish_down(const PrefillCall& call, const Tile& tile,
 template <Format kFormat, Projection kProjection>
 __device__ __forceinline__ void compute_tiles(const PrefillCall& call, const Share& share) {
     using Stage = StageOf<kFormat>;
-    constexpr int kAhead = Stage::kStages - 1;
-    std::uint8_t* stages = dynamic_memory();
-    auto& queue = *reinterpret_cast<TileQueue*>(stages + ProductMemory<kFormat>::kQueue);
+    std::uint8_t* memory = dynamic_memory();
+    auto& queue = *reinterpret_cast<TileQueue*>(memory + ProductMemory<kFormat>::kQueue);
     if (threadIdx.x == 0) queue.share = share;
     __syncthreads();
     const LanePlace<kFormat, kProjection> lane;
     Loader<kFormat, kProjection> loader(call, queue);
-    const SharedAddress ring = address_of(stages);
-    for (int ahead = 0; ahead < kAhead; ++ahead) loader.push(ring + ahead * Stage::kBytes);
+    const SharedAddress ring = address_of(memory + ProductMemory<kFormat>::kStages);
+#pragma unroll 1
+    for (std::uint32_t ahead = 0; ahead + 1 < call.stages; ++ahead) {
+        loader.push(ring + ahead * Stage::kBytes);
+    }
     const std::uint32_t groups = call.shapes[static_cast<int>(kProjection)].groups;
     std::uint32_t stage = 0;
     const std::uint32_t num_tiles =
@@ -137,7 +155,7 @@ __device__ __forceinline__ void compute_tiles(const PrefillCall& call, const Sha
         bool takes_part = false;
 #pragma unroll 1
         for (std::uint32_t group = 0; group < groups; ++group) {
-            wait_for_batches<kAhead - 1>();
+            wait_for_all_but(call.stages - 2);
             __syncthreads();
             if (group == 0) takes_part = lane.first_token() < tile.num_tokens;
             if (group + 1 == groups && threadIdx.x == 0 && tile.ring_place != kNowhere) {
@@ -145,17 +163,15 @@ __device__ __forceinline__ void compute_tiles(const PrefillCall& call, const Sha
                 __threadfence();
                 atomicSub(&panels.waiting[tile.ring_place], 1u);
             }
-            const std::uint32_t free = stage == 0 ? Stage::kStages - 1 : stage - 1;
+            const std::uint32_t free = stage == 0 ? call.stages - 1 : stage - 1;
             loader.push(ring + free * Stage::kBytes);
             if (takes_part) {
                 multiply<kFormat, kProjection>(ring + stage * Stage::kBytes, lane, sums);
             }
-            stage = stage + 1 == Stage::kStages ? 0 : stage + 1;
+            stage = stage + 1 == call.stages ? 0 : stage + 1;
         }
         if constexpr (kProjection == Projection::kGateUp) {
-            finish_gate_up<kFormat>(
-                call, tile, lane, sums,
-                reinterpret_cast<float*>(stages + ProductMemory<kFormat>::kValues));
+            finish_gate_up<kFormat>(call, tile, lane, sums, reinterpret_cast<float*>(memory));
         } else {
             finish_down<kFormat>(call, tile, lane, sums);
         }
@@ -208,9 +224,9 @@ __device__ void copy_panels(const PrefillCall& call, std::uint32_t first, std::u
 
 // Blocks that compute what comes through the ring. A block opens tiles before it has read those it
 // computes; the ring must be longer than what all of them have opened, or nobody goes on.
-template <Format kFormat>
-__device__ std::uint32_t ring_blocks(std::uint32_t groups, std::uint32_t num_blocks) {
-    const std::uint32_t opened = (StageOf<kFormat>::kStages - 2) / groups + 1;
+__device__ inline std::uint32_t ring_blocks(std::uint32_t stages, std::uint32_t groups,
+                                            std::uint32_t num_blocks) {
+    const std::uint32_t opened = (stages - 2) / groups + 1;
     return max(1u, min(min(kStreamBlocks, (kRingPanels - 1) / opened), num_blocks / 4));
 }
 
@@ -222,7 +238,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     Share share{call.runs, blockIdx.x, gridDim.x, state.resident_runs * shape.panels, false};
     if (state.copied_runs > 0) {
         const std::uint32_t copying = max(1u, min(kCopyBlocks, gridDim.x / 8));
-        const std::uint32_t from_ring = ring_blocks<kFormat>(shape.groups, gridDim.x);
+        const std::uint32_t from_ring = ring_blocks(call.stages, shape.groups, gridDim.x);
         if (blockIdx.x < copying) {
             copy_panels<kFormat, kProjection>(call, blockIdx.x, copying);
             return;
