@@ -236,7 +236,7 @@ def test_prompts_cost_two_operations_a_weight_and_token() -> None:
     # 3 x 2048 x 768 weights in q8_0, 34 bytes for 32 of them
     num_bytes, num_flops = 3 * 2048 * 768 * 34 // 32, 2 * 3 * 2048 * 768
     rates = {
-        "vram": 71.2e12 * factor("vram_prefill_share"),
+        "vram": 35.6e12 * factor("vram_prefill_share"),
         "ram": factor("host_cores") * factor("ram_core_flops_q8_0"),
     }
     for tier, rate in rates.items():

@@ -50,9 +50,8 @@ class Gpu:
         bus_bits: width of the memory bus.
         gbit_per_s_per_pin: data rate of the memory; None for HBM, whose sheets state the product.
         bandwidth_gb_per_s: of the memory, in units of 10^9 bytes.
-        tensor_tflops: matrix products of 16-bit floats, summed in float32, without sparsity: of the
-            data sheet, of GeForce cards twice the rate of plain float32, as their white papers
-            have it. None where no kernels of ours run.
+        float32_tflops: operations in plain float32, in units of 10^12 per second; None where no
+            kernels of ours run.
         pcie_generation: of its link to the host.
         pcie_lanes: of its link to the host.
         source: data sheet.
@@ -65,7 +64,7 @@ class Gpu:
     bus_bits: int
     gbit_per_s_per_pin: float | None
     bandwidth_gb_per_s: float
-    tensor_tflops: float | None
+    float32_tflops: float | None
     pcie_generation: int
     pcie_lanes: int
     source: str
@@ -217,7 +216,7 @@ def _vram(card: Gpu) -> TierProfile:
 
 
 def _prefill_flops(card: Gpu) -> float:
-    return (card.tensor_tflops or 0.0) * 1e12 * factor("vram_prefill_share")
+    return (card.float32_tflops or 0.0) * 1e12 * factor("vram_prefill_share")
 
 
 def _batch_time(decode: Time, weight_format: str, flops: float) -> Time:
