@@ -8,12 +8,16 @@
 #include "plain_floats.hpp"
 #include "threads.hpp"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace moeprof {
 namespace {
 
 constexpr std::uint32_t kNoJob = 0xFFFFFFFFu;
 constexpr std::size_t kQuadsPerBlock = kBlockSize / kQuad;
-constexpr std::size_t kMostBlocks = 4;  // of a piece of down
+constexpr std::size_t kMostDownQuads = 32;  // of a piece
 
 std::size_t index_of(Format format) { return static_cast<std::size_t>(format); }
 
@@ -24,21 +28,22 @@ void spread(const float* sums, std::size_t num_tokens, std::size_t at, float (*r
     }
 }
 
-// The largest of these sizes of a piece that still gives every worker several: who is late with its
-// last one then keeps the others waiting for a small part of the whole.
-std::size_t piece_size(std::size_t total, std::size_t largest, unsigned num_workers) {
+// The largest of the sizes of a piece between these that still gives every worker several: who is
+// late with its last one then keeps the others waiting for a small part of the whole.
+std::size_t piece_size(std::size_t total, std::size_t largest, std::size_t smallest,
+                       unsigned num_workers) {
     constexpr std::size_t kPiecesPerWorker = 8;
     std::size_t size = largest;
-    while (size > 1 && total / size < kPiecesPerWorker * num_workers) size /= 2;
+    while (size > smallest && total / size < kPiecesPerWorker * num_workers) size /= 2;
     return size;
 }
 
+// Whether a piece takes a core not much longer than fetching a line that others write, 32 KiB being
+// some microseconds.
+bool is_small(std::size_t piece_bytes) { return piece_bytes < 32 * 1024; }
+
 void add_bias(const float* bias, std::size_t size, float* values) {
     for (std::size_t i = 0; i < size; ++i) values[i] += bias[i];
-}
-
-std::size_t bytes_of_expert(const LayerShape& shape) {
-    return expert_bytes(shape.format, shape.hidden_size, shape.width, shape.has_biases);
 }
 
 std::size_t pieces_of(std::size_t total, std::size_t size) { return (total + size - 1) / size; }
@@ -52,10 +57,25 @@ void clear(std::atomic<std::uint32_t>* counters, std::size_t size) {
     for (std::size_t i = 0; i < size; ++i) counters[i].store(0, std::memory_order_relaxed);
 }
 
-void store_tagged(const float* values, std::uint32_t number, std::uint64_t* words) {
-    for (std::size_t i = 0; i < kBlockSize; ++i) {
-        __atomic_store_n(words + i, tagged(bits_of(values[i]), number), __ATOMIC_RELAXED);
+// Written past the caches where that can be said: the device keeps looking at these lines, and each
+// would have to be won back from it.
+void store_tagged(const float* values, std::size_t size, std::uint32_t number,
+                  std::uint64_t* words) {
+    for (std::size_t i = 0; i < size; ++i) {
+        const std::uint64_t word = tagged(bits_of(values[i]), number);
+#if defined(__x86_64__)
+        _mm_stream_si64(reinterpret_cast<long long*>(words + i), static_cast<long long>(word));
+#else
+        __atomic_store_n(words + i, word, __ATOMIC_RELAXED);
+#endif
     }
+}
+
+// Lets words that were stored go their way now.
+void flush_tagged() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
 }
 
 }  // namespace
@@ -82,11 +102,6 @@ class ExpertLayer::Timed {
     using Clock = std::chrono::steady_clock;
     std::uint64_t* nanoseconds_ = nullptr;
     Clock::time_point begun_;
-};
-
-struct ExpertLayer::Reading {
-    ExpertLayer& layer;
-    mutable std::atomic<std::uint64_t> words;
 };
 
 ExpertLayer::ExpertLayer(const LayerShape& shape, const Path& path)
@@ -144,20 +159,25 @@ DecodeFault ExpertLayer::run_ready(const Call& call, const std::uint8_t* ready_r
     const DecodeFault fault = gather(call.ids, call.num_tokens, ready_rows);
     forget(call.ids);
     if (fault != DecodeFault::kNone) return fault;
-    const std::size_t blocks = shape_.hidden_size / kBlockSize;
     if (num_jobs_ == 0) {
-        if (call.tagged != nullptr && call.tagged->sums == nullptr) return DecodeFault::kNone;
-        for (std::size_t block = 0; block < blocks; ++block) sum(call, block);
+        if (call.sums_up()) sum(call, 0, shape_.hidden_size);
         return DecodeFault::kNone;
     }
-    const std::size_t quads = num_jobs_ * num_quads(shape_.width);
+    const std::size_t gate_up_quads = num_jobs_ * num_quads(shape_.width);
+    const std::size_t down_quads = num_quads(shape_.hidden_size);
     const unsigned num_workers = call.workers.num_threads();
-    piece_quads_ = piece_size(quads, kQuadsPerBlock, num_workers);
-    piece_blocks_ = piece_size(num_jobs_ * blocks, kMostBlocks, num_workers);
-    gate_up_pieces_.open(quads / piece_quads_, num_workers);
-    down_pieces_.open(num_jobs_ * pieces_of(blocks, piece_blocks_), num_workers);
+    piece_quads_ = piece_size(gate_up_quads, kQuadsPerBlock, 1, num_workers);
+    down_piece_quads_ = piece_size(num_jobs_ * down_quads, kMostDownQuads,
+                                   call.sums_up() ? kQuadsPerBlock : 1, num_workers);
+    const bool is_small_gate_up =
+        is_small(piece_quads_ * 2 * quad_bytes(shape_.format, shape_.hidden_size));
+    const bool is_small_down =
+        is_small(down_piece_quads_ * quad_bytes(shape_.format, shape_.width));
+    const std::size_t down_pieces = pieces_of(down_quads, down_piece_quads_);
+    gate_up_pieces_.open(gate_up_quads / piece_quads_, num_workers, is_small_gate_up);
+    down_pieces_.open(num_jobs_ * down_pieces, num_workers, is_small_down);
     clear(quads_done_.get(), num_jobs_);
-    clear(jobs_done_.get(), blocks);
+    clear(jobs_done_.get(), std::min(down_pieces, shape_.hidden_size / kBlockSize));
     not_finite_.store(false, std::memory_order_relaxed);
     const auto task = [](const void* context, unsigned worker) {
         const Call& given = *static_cast<const Call*>(context);
@@ -231,10 +251,9 @@ void ExpertLayer::gate_up_pieces(const Call& call, unsigned worker) {
 }
 
 void ExpertLayer::down_pieces(const Call& call, unsigned worker) {
-    const std::size_t blocks = shape_.hidden_size / kBlockSize;
+    const std::size_t quads = num_quads(shape_.hidden_size);
     const std::size_t width_blocks = shape_.width / kBlockSize;
-    const std::size_t pieces = pieces_of(blocks, piece_blocks_);  // of a job
-    const bool sums_up = call.tagged == nullptr || call.tagged->sums != nullptr;
+    const std::size_t pieces = pieces_of(quads, down_piece_quads_);  // of a job
     std::uint8_t* const own =
         call.scratch + values_bytes(call.num_tokens) + worker * kMaxTokens * hidden_stride_;
     const std::uint8_t* hidden[kMaxTokens];
@@ -257,48 +276,16 @@ void ExpertLayer::down_pieces(const Call& call, unsigned worker) {
             }
         }
         const Timed timed(call, job);
-        const std::size_t first = piece % pieces * piece_blocks_;
-        const std::size_t end = std::min(first + piece_blocks_, blocks);
-        for (std::size_t block = first; block < end; ++block) down(call, job, block, hidden);
-        if (!sums_up) continue;
+        const std::size_t first = piece % pieces * down_piece_quads_;
+        const std::size_t end = std::min(first + down_piece_quads_, quads);
+        down(call, job, {first, end}, hidden);
+        if (!call.sums_up()) continue;
         // Who finishes a piece of the last job adds up its slots; the counter passes outputs on.
         std::atomic<std::uint32_t>& done = jobs_done_[piece % pieces];
         if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < num_jobs_) continue;
-        for (std::size_t block = first; block < end; ++block) sum(call, block);
+        sum(call, first * kQuad, (end - first) * kQuad);
     }
-}
-
-DecodeFault ExpertLayer::xor_experts(Workers& workers, const std::uint16_t* ids,
-                                     std::uint64_t* words) {
-    const Held layer(busy_);
-    const Held pool = workers.hold();
-    if (!layer || !pool) return DecodeFault::kBusy;
-    const DecodeFault fault = gather(ids, 1, nullptr);
-    forget(ids);
-    if (fault != DecodeFault::kNone) return fault;
-    const std::size_t pieces = num_jobs_ * pieces_of(bytes_of_expert(shape_), kPieceBytes);
-    gate_up_pieces_.open(pieces, workers.num_threads());
-    const Reading reading{*this, {0}};
-    const auto task = [](const void* context, unsigned worker) {
-        const Reading& given = *static_cast<const Reading*>(context);
-        given.layer.read(given, worker);
-    };
-    workers.run(task, &reading);
-    *words = reading.words.load();
-    return DecodeFault::kNone;
-}
-
-void ExpertLayer::read(const Reading& reading, unsigned worker) {
-    const std::size_t size = bytes_of_expert(shape_);
-    const std::size_t pieces = pieces_of(size, kPieceBytes);
-    std::uint64_t words = 0;
-    DealtPieces::Hand hand(gate_up_pieces_, worker);
-    for (std::size_t piece = 0; hand.take(&piece);) {
-        const std::size_t start = piece % pieces * kPieceBytes;
-        const std::uint8_t* bytes = jobs_[piece / pieces].packed + start;
-        words ^= path_.xor_words(bytes, std::min(kPieceBytes, size - start));
-    }
-    reading.words.fetch_xor(words);
+    if (call.tagged != nullptr) flush_tagged();
 }
 
 // One piece. Rows of a whole block are made ready for down here, others by everyone who reads them.
@@ -343,53 +330,57 @@ void ExpertLayer::make_ready(const Call& call, const float* values, std::size_t 
     __atomic_fetch_or(call.tagged->faults, kFaultNotFinite, __ATOMIC_RELAXED);
 }
 
-void ExpertLayer::down(const Call& call, const Job& job, std::size_t block,
+void ExpertLayer::down(const Call& call, const Job& job, const Quads& quads,
                        const std::uint8_t* const* hidden) const {
     const std::size_t stride = quad_bytes(shape_.format, shape_.width);
     const auto dot_quad = path_.dot_quad[index_of(shape_.format)];
-    const std::uint8_t* quad =
+    const bool sums_up = call.sums_up();
+    const std::uint8_t* bytes =
         job.packed + 2 * num_quads(shape_.width) * quad_bytes(shape_.format, shape_.hidden_size) +
-        block * kQuadsPerBlock * stride;
-    float values[kMaxTokens][kBlockSize];
+        quads.first * stride;
+    const auto* biases =
+        reinterpret_cast<const float*>(
+            job.packed + expert_bytes(shape_.format, shape_.hidden_size, shape_.width, false)) +
+        2 * shape_.width;
     float sums[kMaxTokens * kQuad];
-    for (std::size_t at = 0; at < kBlockSize; at += kQuad, quad += stride) {
-        dot_quad(quad, shape_.width, hidden, job.num_tokens, sums);
-        spread(sums, job.num_tokens, at, values);
-    }
-    const auto* biases = reinterpret_cast<const float*>(
-        job.packed + expert_bytes(shape_.format, shape_.hidden_size, shape_.width, false));
-    for (std::size_t t = 0; t < job.num_tokens; ++t) {
-        if (shape_.has_biases) {
-            add_bias(biases + 2 * shape_.width + block * kBlockSize, kBlockSize, values[t]);
-        }
-        const std::size_t place = job.pairs[t] * shape_.hidden_size + block * kBlockSize;
-        if (call.tagged != nullptr && call.tagged->sums == nullptr) {
-            store_tagged(values[t], call.tagged->number, call.tagged->outputs + place);
-        } else {
-            std::memcpy(call.outputs + place, values[t], sizeof values[t]);
+    for (std::size_t row = quads.first * kQuad; row < quads.end * kQuad; row += kQuad) {
+        dot_quad(bytes, shape_.width, hidden, job.num_tokens, sums);
+        bytes += stride;
+        for (std::size_t t = 0; t < job.num_tokens; ++t) {
+            float* values = sums + t * kQuad;
+            if (shape_.has_biases) add_bias(biases + row, kQuad, values);
+            const std::size_t place = job.pairs[t] * shape_.hidden_size + row;
+            if (sums_up) {
+                std::memcpy(call.outputs + place, values, kQuad * sizeof(float));
+            } else {
+                store_tagged(values, kQuad, call.tagged->number, call.tagged->outputs + place);
+            }
         }
     }
 }
 
-void ExpertLayer::sum(const Call& call, std::size_t block) const {
+void ExpertLayer::sum(const Call& call, std::size_t first, std::size_t size) const {
     for (std::size_t t = 0; t < call.num_tokens; ++t) {
-        float total[kBlockSize] = {};
-        for (std::size_t slot = 0; slot < shape_.top_k; ++slot) {
-            const std::size_t pair = t * shape_.top_k + slot;
-            float* output = call.outputs + pair * shape_.hidden_size + block * kBlockSize;
-            if (call.ids[pair] == kNoExpert) {
-                std::memset(output, 0, kBlockSize * sizeof(float));
-                continue;
+        for (std::size_t at = first; at < first + size; at += kBlockSize) {
+            float total[kBlockSize] = {};
+            const std::size_t end = std::min(kBlockSize, first + size - at);
+            for (std::size_t slot = 0; slot < shape_.top_k; ++slot) {
+                const std::size_t pair = t * shape_.top_k + slot;
+                float* output = call.outputs + pair * shape_.hidden_size + at;
+                if (call.ids[pair] == kNoExpert) {
+                    std::memset(output, 0, end * sizeof(float));
+                    continue;
+                }
+                for (std::size_t i = 0; i < end; ++i) {
+                    total[i] = total[i] + call.weights[pair] * output[i];
+                }
             }
-            for (std::size_t i = 0; i < kBlockSize; ++i) {
-                total[i] = total[i] + call.weights[pair] * output[i];
+            const std::size_t place = t * shape_.hidden_size + at;
+            if (call.tagged == nullptr) {
+                std::memcpy(call.sums + place, total, end * sizeof(float));
+            } else {
+                store_tagged(total, end, call.tagged->number, call.tagged->sums + place);
             }
-        }
-        const std::size_t place = t * shape_.hidden_size + block * kBlockSize;
-        if (call.tagged != nullptr) {
-            store_tagged(total, call.tagged->number, call.tagged->sums + place);
-        } else {
-            std::memcpy(call.sums + place, total, sizeof total);
         }
     }
 }

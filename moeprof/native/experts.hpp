@@ -18,8 +18,6 @@ namespace moeprof {
 
 constexpr std::size_t kMaxTokens = 8;  // of one decode
 
-constexpr std::size_t kPieceBytes = 128 * 1024;
-
 // Where a decode that is timed adds the nanoseconds that its workers spend on the experts of each
 // group, summed over the workers.
 struct GroupTimes {
@@ -83,7 +81,7 @@ class ExpertLayer {
     //
     // Reads the packed bytes of every distinct expert once, and nothing else of size: bound by
     // memory for few tokens. Cut into pieces, the smaller the less there is to do: 4 to 32 rows of
-    // gate and of up, then 32 to 128 rows of down of an expert as soon as what lies between is
+    // gate and of up, then 4 to 128 rows of down of an expert as soon as what lies between is
     // complete; no value depends on who computes it.
     DecodeFault decode(Workers& workers, const float* rows, const std::uint16_t* ids,
                        const float* weights, std::size_t num_tokens, float* outputs, float* sums);
@@ -100,7 +98,7 @@ class ExpertLayer {
     DecodeFault forward(Workers& workers, const Routed& routed);
 
     // XOR of the 64-bit words of one row's experts: the plain read of the bytes that `decode` of
-    // that row reads, by the same workers, in pieces of `kPieceBytes`. ids [top_k].
+    // that row reads, by the same workers (plain_read.cpp). ids [top_k].
     DecodeFault xor_experts(Workers& workers, const std::uint16_t* ids, std::uint64_t* words);
 
   private:
@@ -122,6 +120,12 @@ class ExpertLayer {
         std::uint8_t* scratch;  // scratch_bytes
         GroupTimes times = {};
         const TaggedResults* tagged = nullptr;
+
+        bool sums_up() const { return tagged == nullptr || tagged->sums != nullptr; }
+    };
+    struct Quads {  // of an expert's down
+        std::size_t first;
+        std::size_t end;
     };
     class Timed;
     struct Reading;
@@ -147,9 +151,9 @@ class ExpertLayer {
     void read(const Reading& reading, unsigned worker);
     void gate_up(const Call& call, const Job& job, std::size_t first_quad);
     void make_ready(const Call& call, const float* values, std::size_t block, std::uint8_t* ready);
-    void down(const Call& call, const Job& job, std::size_t block,
+    void down(const Call& call, const Job& job, const Quads& quads,
               const std::uint8_t* const* hidden) const;
-    void sum(const Call& call, std::size_t block) const;
+    void sum(const Call& call, std::size_t first, std::size_t size) const;  // rows of outputs
 
     const LayerShape shape_;
     const Path& path_;
@@ -157,8 +161,8 @@ class ExpertLayer {
     std::vector<std::uint32_t> job_of_;  // by expert id; kNoJob between calls
     std::vector<Job> jobs_;
     std::size_t num_jobs_ = 0;
-    std::size_t piece_quads_ = 0;                                     // of gate and of up
-    std::size_t piece_blocks_ = 0;                                    // of down
+    std::size_t piece_quads_ = 0;  // of gate and of up
+    std::size_t down_piece_quads_ = 0;
     const std::unique_ptr<std::atomic<std::uint32_t>[]> quads_done_;  // of each job, up to down
     const std::unique_ptr<std::atomic<std::uint32_t>[]> jobs_done_;   // of each piece of down
     const std::size_t row_stride_;

@@ -39,32 +39,46 @@ __host__ __device__ constexpr std::uint32_t ready_row_bytes(std::uint32_t row_si
     return groups_of(row_size, GroupOf<kFormat>::kValues) * GroupOf<kFormat>::kReadyBytes;
 }
 
-__device__ __forceinline__ float load_value(const void* values, FloatType type, std::size_t at) {
-    switch (type) {
-        case FloatType::kBfloat16:
-            return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[at]);
-        case FloatType::kFloat16:
-            return __half2float(static_cast<const __half*>(values)[at]);
-        default:
-            return static_cast<const float*>(values)[at];
-    }
+// Values are loaded as they are and widened when they are there, so that a load need not be waited
+// for where it begins.
+__device__ __forceinline__ std::uint32_t load_bits(const void* values, FloatType type,
+                                                   std::size_t at) {
+    if (type == FloatType::kFloat32) return static_cast<const std::uint32_t*>(values)[at];
+    return static_cast<const std::uint16_t*>(values)[at];
 }
 
-// Values at, .., at + 3; `at` is a multiple of 4.
-__device__ __forceinline__ float4 load_four(const void* values, FloatType type, std::size_t at) {
+__device__ __forceinline__ float widened(std::uint32_t bits, FloatType type) {
+    if (type == FloatType::kFloat32) return float_of(bits);
+    if (type == FloatType::kBfloat16) return float_of(bits << 16);
+    return half_to_float(static_cast<std::uint16_t>(bits));
+}
+
+__device__ __forceinline__ float load_value(const void* values, FloatType type, std::size_t at) {
+    return widened(load_bits(values, type, at), type);
+}
+
+// Values at, .., at + 3; `at` is a multiple of 4. Of 16-bit types the first two words.
+__device__ __forceinline__ uint4 load_four_bits(const void* values, FloatType type,
+                                                std::size_t at) {
     if (type == FloatType::kFloat32) {
-        return *reinterpret_cast<const float4*>(static_cast<const float*>(values) + at);
+        return *reinterpret_cast<const uint4*>(static_cast<const float*>(values) + at);
     }
     const uint2 words =
         *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(values) + at);
-    if (type == FloatType::kBfloat16) {
-        return make_float4(float_of(words.x << 16), float_of(words.x & 0xFFFF0000u),
-                           float_of(words.y << 16), float_of(words.y & 0xFFFF0000u));
+    return make_uint4(words.x, words.y, 0, 0);
+}
+
+__device__ __forceinline__ float4 four_widened(const uint4& words, FloatType type) {
+    if (type == FloatType::kFloat32) {
+        return make_float4(float_of(words.x), float_of(words.y), float_of(words.z),
+                           float_of(words.w));
     }
-    return make_float4(half_to_float(static_cast<std::uint16_t>(words.x)),
-                       half_to_float(static_cast<std::uint16_t>(words.x >> 16)),
-                       half_to_float(static_cast<std::uint16_t>(words.y)),
-                       half_to_float(static_cast<std::uint16_t>(words.y >> 16)));
+    return make_float4(widened(words.x & 0xFFFFu, type), widened(words.x >> 16, type),
+                       widened(words.y & 0xFFFFu, type), widened(words.y >> 16, type));
+}
+
+__device__ __forceinline__ float4 load_four(const void* values, FloatType type, std::size_t at) {
+    return four_widened(load_four_bits(values, type, at), type);
 }
 
 __device__ __forceinline__ void store_value(void* values, FloatType type, std::size_t at,

@@ -1,8 +1,8 @@
 // Which experts a launch computes on this device, and for which of its tokens.
 //
 // A pair is a token's slot, token * top_k + slot. A job is an expert on this device that was
-// chosen; pairs on this device are numbered in their order, and what belongs to one lies under its
-// number.
+// chosen. Pairs with an expert are numbered, first those on this device and then the host's, each
+// in their order; what belongs to a pair lies under its number.
 #pragma once
 
 #include "routing.cuh"
@@ -13,12 +13,10 @@ namespace {
 constexpr std::uint32_t kSlotTable = 1024;  // experts of a layer whose slots are looked up at once
 constexpr std::uint32_t kMostWarps = 16;
 
-// In shared memory.
-template <std::uint32_t kMostPairs>
-struct PairTable {
-    float weights[kMostPairs];
-    std::uint16_t ids[kMostPairs];
-    std::uint16_t number_of[kMostPairs];  // of those with an expert
+struct Pair {
+    float weight;
+    std::uint16_t id;      // kNoExpertId: none
+    std::uint16_t number;  // 0 where there is no expert
 };
 
 __device__ __forceinline__ std::int32_t slot_of(const DeviceLayer& layer, const std::int32_t* slots,
@@ -26,48 +24,73 @@ __device__ __forceinline__ std::int32_t slot_of(const DeviceLayer& layer, const 
     return layer.num_experts > kSlotTable ? layer.slot_of[id] : slots[id];
 }
 
+// Slots are looked up in shared memory; the first of them are fetched into registers before the
+// launch's input is there.
+class SlotTable {
+  public:
+    __device__ explicit SlotTable(const DeviceLayer& layer) : layer_(layer) {
+        if (threadIdx.x < size()) own_ = __ldcg(layer.slot_of + threadIdx.x);
+    }
+    __device__ void store(std::int32_t* slots) const {
+        if (threadIdx.x < size()) slots[threadIdx.x] = own_;
+#pragma unroll 1
+        for (std::uint32_t id = threadIdx.x + blockDim.x; id < size(); id += blockDim.x) {
+            slots[id] = __ldcg(layer_.slot_of + id);
+        }
+    }
+
+  private:
+    __device__ std::uint32_t size() const { return min(layer_.num_experts, kSlotTable); }
+
+    const DeviceLayer& layer_;
+    std::int32_t own_ = -1;
+};
+
 // The experts of one token with at most a warp's slots, which every warp finds for itself.
 class OneToken {
   public:
     static constexpr std::uint32_t kMostTokens = 1;
-    struct Tables : PairTable<kWarp> {
+    struct Tables {
+        Pair pairs[kWarp];
         std::int32_t slots[kSlotTable];
         std::int32_t slot_of_job[kMostWarps][kWarp];
     };
 
+    // Begins to load the choices.
     __device__ OneToken(const DeviceLayer& layer, const LayerInput& input, Tables& tables)
         : layer_(layer), slot_of_job_(tables.slot_of_job[threadIdx.x / kWarp]) {
         const std::uint32_t lane = threadIdx.x % kWarp;
-        std::int64_t id = -1;
-        if (lane < layer.top_k) {
-            id = __ldcg(input.ids + lane);
-            weight_ = load_value(input.weights, input.weights_type, lane);
-        }
-        const bool is_expert = is_expert_id(id, layer.num_experts) && weight_ != 0.0f;
-        if (is_expert) id_ = static_cast<std::uint32_t>(id);
-        const std::int32_t slot = is_expert ? slot_of(layer, tables.slots, id_) : -1;
+        if (lane >= layer.top_k) return;
+        given_id_ = __ldcg(input.ids + lane);
+        weight_bits_ = load_bits(input.weights, input.weights_type, lane);
+    }
+
+    // With the slots in their table.
+    __device__ void resolve(const LayerInput& input, Tables& tables) {
+        weight_ = widened(weight_bits_, input.weights_type);
+        const bool is_expert = is_expert_id(given_id_, layer_.num_experts) && weight_ != 0.0f;
+        if (is_expert) id_ = static_cast<std::uint32_t>(given_id_);
+        const std::int32_t slot = is_expert ? slot_of(layer_, tables.slots, id_) : -1;
         here_ = __ballot_sync(kAllLanes, slot >= 0);
         experts_ = __ballot_sync(kAllLanes, is_expert);
         if (slot >= 0) tables.slot_of_job[threadIdx.x / kWarp][__popc(here_ & before())] = slot;
         __syncwarp();
     }
 
-    // By one warp, before what reads the table of pairs.
-    __device__ void fill(const DeviceLayer& layer, const ExchangeView& exchange,
-                         Tables& tables) const {
+    // By one warp, before what reads the pairs.
+    __device__ void tell_pairs(const ExchangeView& exchange, Tables& tables) const {
         const std::uint32_t lane = threadIdx.x % kWarp;
         const std::uint32_t elsewhere = experts_ & ~here_;
         const bool is_here = here_ >> lane & 1;
         const std::uint32_t number =
             is_here ? __popc(here_ & before()) : num_jobs() + __popc(elsewhere & before());
-        if (lane < layer.top_k) {
-            tables.weights[lane] = weight_;
-            tables.ids[lane] = static_cast<std::uint16_t>(id_);
-            tables.number_of[lane] = static_cast<std::uint16_t>(number);
-        }
+        const bool is_expert = id_ != kNoExpertId;
+        tables.pairs[lane] = {weight_, static_cast<std::uint16_t>(id_),
+                              static_cast<std::uint16_t>(is_expert ? number : 0)};
         const std::uint32_t same = __match_any_sync(kAllLanes, id_);
-        const bool is_repeated = id_ != kNoExpertId && __popc(same) > 1;
-        if (is_repeated && blockIdx.x == 0) report(exchange, kFaultRepeatedExpert);
+        if (is_expert && __popc(same) > 1 && blockIdx.x == 0) {
+            report(exchange, kFaultRepeatedExpert);
+        }
     }
 
     __device__ std::uint32_t num_jobs() const { return __popc(here_); }
@@ -88,10 +111,14 @@ class OneToken {
 
     const DeviceLayer& layer_;
     const std::int32_t* const slot_of_job_;
-    std::uint32_t id_ = kNoExpertId;  // of this lane's slot, as is the weight
+    // Of this lane's slot.
+    std::int64_t given_id_ = -1;
+    std::uint32_t weight_bits_ = 0;
+    std::uint32_t id_ = kNoExpertId;
     float weight_ = 0.0f;
-    std::uint32_t here_;     // slots whose expert is on this device
-    std::uint32_t experts_;  // slots with an expert
+    // Of all lanes' slots.
+    std::uint32_t here_ = 0;     // those whose expert is on this device
+    std::uint32_t experts_ = 0;  // those with an expert
 };
 
 // The experts of at most kMost tokens, which one warp of a block finds for all.
@@ -105,7 +132,8 @@ class SeveralTokens {
         std::uint16_t numbers[kMost];
         std::uint16_t tokens[kMost];
     };
-    struct Tables : PairTable<kMaxDecodePairs> {
+    struct Tables {
+        Pair pairs[kMaxDecodePairs];
         std::int32_t slots[kSlotTable];
         Job jobs[kMaxDecodePairs];
         std::uint16_t job_of[kMaxDecodePairs];  // of pairs on this device
@@ -116,22 +144,23 @@ class SeveralTokens {
     };
 
     __device__ SeveralTokens(const DeviceLayer& layer, const LayerInput& input, Tables& tables)
-        : tables_(tables) {
+        : layer_(layer), tables_(tables) {
         const std::uint32_t num_pairs = input.num_tokens * layer.top_k;
 #pragma unroll 1
         for (std::uint32_t pair = threadIdx.x; pair < num_pairs; pair += blockDim.x) {
             const float weight = load_value(input.weights, input.weights_type, pair);
-            tables.weights[pair] = weight;
-            tables.ids[pair] =
-                static_cast<std::uint16_t>(expert_of(input, layer.num_experts, pair, weight));
+            const std::uint32_t id = expert_of(input, layer.num_experts, pair, weight);
+            tables.pairs[pair] = {weight, static_cast<std::uint16_t>(id), 0};
         }
-        __syncthreads();
-        if (threadIdx.x < kWarp) gather(layer, num_pairs, tables);
+    }
+
+    __device__ void resolve(const LayerInput& input, Tables& tables) {
+        if (threadIdx.x < kWarp) gather(layer_, input.num_tokens * layer_.top_k, tables);
         __syncthreads();
     }
 
-    // As that of OneToken; the table of pairs is there already.
-    __device__ void fill(const DeviceLayer&, const ExchangeView& exchange, Tables& tables) const {
+    // As that of OneToken; the pairs are known already.
+    __device__ void tell_pairs(const ExchangeView& exchange, Tables& tables) const {
         if (tables.is_repeated && blockIdx.x == 0) report(exchange, kFaultRepeatedExpert);
     }
 
@@ -163,14 +192,14 @@ class SeveralTokens {
         for (std::uint32_t start = 0; start < num_pairs; start += kWarp) {
             const std::uint32_t pair = start + lane;
             const std::uint32_t token = pair / layer.top_k;
-            const std::uint32_t id = pair < num_pairs ? tables.ids[pair] : kNoExpertId;
+            const std::uint32_t id = pair < num_pairs ? tables.pairs[pair].id : kNoExpertId;
             const bool is_expert = id != kNoExpertId;
             const std::int32_t slot = is_expert ? slot_of(layer, tables.slots, id) : -1;
             const bool is_here = slot >= 0;
             std::uint32_t rank = 0, first = pair;
 #pragma unroll 1
             for (std::uint32_t earlier = start; earlier-- > 0;) {
-                if (tables.ids[earlier] != id) continue;
+                if (tables.pairs[earlier].id != id) continue;
                 ++rank;
                 first = earlier;
                 is_repeated |= is_expert && earlier / layer.top_k == token;
@@ -199,15 +228,17 @@ class SeveralTokens {
             }
             if (pair < num_pairs) {
                 tables.job_of[pair] = static_cast<std::uint16_t>(job);
-                tables.number_of[pair] = is_here ? number : static_cast<std::uint16_t>(host);
+                tables.pairs[pair].number = is_here ? number : static_cast<std::uint16_t>(host);
             }
             num_jobs += __popc(beginners);
             num_here += __popc(here);
             num_host += __popc(elsewhere);
             __syncwarp();
         }
-        for (std::uint32_t pair = lane; pair < num_pairs; pair += kWarp) {
-            if (tables.number_of[pair] >= kHosts) tables.number_of[pair] += num_here - kHosts;
+        for (std::uint32_t at = lane; at < num_pairs; at += kWarp) {
+            Pair& pair = tables.pairs[at];
+            if (pair.number >= kHosts) pair.number += num_here - kHosts;
+            if (pair.id == kNoExpertId) pair.number = 0;
         }
         is_repeated = __any_sync(kAllLanes, is_repeated);
         if (lane == 0) {
@@ -221,6 +252,7 @@ class SeveralTokens {
     // Added to numbers of the host's pairs until it is known how many are here.
     static constexpr std::uint16_t kHosts = 0x8000;
 
+    const DeviceLayer& layer_;
     const Tables& tables_;
 };
 

@@ -76,38 +76,37 @@ __device__ inline void count_one(const Counts& counts, std::uint32_t id) {
 }
 
 // Takes what the host has computed of this block's rows, in the order in which it comes.
-template <std::uint32_t kMostPairs>
-__device__ void take_answer(const DecodeCall& call, const Share& share,
-                            const PairTable<kMostPairs>& pairs, std::uint32_t num_here,
-                            std::uint32_t number, float* results) {
+__device__ inline void take_answer(const DecodeCall& call, const Share& share, const Pair* pairs,
+                                   std::uint32_t num_here, std::uint32_t number, float* results) {
     const std::uint32_t num_rows = share.num_rows();
     const std::uint32_t num_pairs = call.input.num_tokens * call.layer.top_k;
     const std::uint64_t* outputs = call.exchange.outputs + share.first_row();
     Answer answer(call.exchange, number);
 #pragma unroll 1
     for (std::uint32_t at = threadIdx.x; at < num_pairs * num_rows; at += blockDim.x) {
-        const std::uint32_t pair = share.rows.divide(at), row = at - pair * num_rows;
-        if (pairs.ids[pair] == kNoExpertId || pairs.number_of[pair] < num_here) continue;
-        results[pairs.number_of[pair] * num_rows + row] =
-            answer.take(outputs + std::size_t{pair} * call.layer.hidden_size + row);
+        const std::uint32_t slot = share.rows.divide(at), row = at - slot * num_rows;
+        const Pair pair = pairs[slot];
+        if (pair.id == kNoExpertId || pair.number < num_here) continue;
+        results[pair.number * num_rows + row] =
+            answer.take(outputs + std::size_t{slot} * call.layer.hidden_size + row);
     }
 }
 
 // Adds up the slots of this block's rows, in slot order; the definition is slot_sum.
-template <std::uint32_t kMostPairs>
-__device__ void join(const DecodeCall& call, const Share& share, const PairTable<kMostPairs>& pairs,
-                     const float* results) {
+__device__ inline void join(const DecodeCall& call, const Share& share, const Pair* pairs,
+                            const float* results) {
     const DeviceLayer& layer = call.layer;
     const std::uint32_t num_rows = share.num_rows();
 #pragma unroll 1
     for (std::uint32_t at = threadIdx.x; at < call.input.num_tokens * num_rows; at += blockDim.x) {
         const std::uint32_t token = share.rows.divide(at), row = at - token * num_rows;
+        const Pair* const own = pairs + token * layer.top_k;
         float total = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
         for (std::uint32_t slot = 0; slot < layer.top_k; ++slot) {
-            const std::uint32_t pair = token * layer.top_k + slot;
-            if (pairs.ids[pair] == kNoExpertId) continue;
-            total = total + pairs.weights[pair] * results[pairs.number_of[pair] * num_rows + row];
+            const Pair pair = own[slot];
+            const float more = total + pair.weight * results[pair.number * num_rows + row];
+            total = pair.id == kNoExpertId ? total : more;
         }
         const std::size_t place = std::size_t{token} * layer.hidden_size + share.first_row() + row;
         store_value(call.output, call.input.hidden_type, place, total);
@@ -181,10 +180,28 @@ __device__ __forceinline__ void project(const DecodeCall& call, const Share& sha
     }
 }
 
+// Fetches arguments and the translations of addresses into their caches, before the launch's input
+// is there. `unused`: shared memory that is still free.
+__device__ inline void warm_up(const DecodeCall& call, std::uint8_t* unused) {
+    constexpr std::uint32_t kLineWords = 16;
+    if (threadIdx.x < sizeof(DecodeCall) / (4 * kLineWords)) {
+        const auto* words = reinterpret_cast<const std::uint32_t*>(&call);
+        // Stored, so that the compiler loads it.
+        reinterpret_cast<volatile std::uint32_t*>(unused)[threadIdx.x] =
+            words[threadIdx.x * kLineWords];
+    }
+    const void* const used[] = {call.input.ids, call.input.weights, call.input.hidden, call.output,
+                                call.state};
+    if (threadIdx.x != kWarp) return;
+#pragma unroll
+    for (const void* address : used) prefetch_to_l2(address);
+}
+
 template <Format kFormat, typename Jobs>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     decode_kernel(const __grid_constant__ DecodeCall call) {
     using Ring = RingOf<kFormat>;
+    constexpr std::uint32_t kAhead = Jobs::kMostTokens == 1 ? 2 : 4;
     extern __shared__ uint4 shared[];
     __shared__ typename Jobs::Tables tables;
     __shared__ std::uint64_t barriers[kMostWarps * RingOf<kFormat>::kBarrierBytes / 8];
@@ -196,24 +213,27 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     BlockState* state = call.state->blocks + blockIdx.x;
 
     let_next_kernel_start();
+    const SlotTable slots(layer);
     const Share share(call);
     Stream<kFormat, Jobs> stream(call, share, address_of(memory) + warp * Ring::kBytes,
                                  address_of(barriers) + warp * Ring::kBarrierBytes);
-    for (std::uint32_t id = threadIdx.x; id < min(layer.num_experts, kSlotTable);
-         id += blockDim.x) {
-        tables.slots[id] = __ldcg(layer.slot_of + id);
-    }
-    __syncthreads();
+    warm_up(call, ready);
     wait_for_previous_kernel();
 
     const uint4 words = __ldcg(reinterpret_cast<const uint4*>(state));
     const BlockState before{words.x, words.y, words.z, words.w};
     std::uint64_t begun = 0, computed = 0;
     if (is_timer(call)) begun = nanoseconds();
-    const Jobs jobs(layer, call.input, tables);
-    stream.start(jobs);
+    // What must be waited for is asked for together, and before weights fill the way from memory.
+    Jobs jobs(layer, call.input, tables);
+    RowMaker<kFormat, GivenRows, kAhead> given({call.input}, call.input.num_tokens,
+                                               call.projections[0]);
+    slots.store(tables.slots);
+    __syncthreads();
+    jobs.resolve(call.input, tables);
+    stream.start_gate_up(jobs);
 
-    if (warp == 0) jobs.fill(layer, call.exchange, tables);
+    if (warp == 0) jobs.tell_pairs(call.exchange, tables);
     const bool asks = jobs.num_host() > 0;
     const bool posts = asks && blockIdx.x == 0;
     const std::uint32_t number = before.posted + 1 == 0 ? 1 : before.posted + 1;
@@ -221,19 +241,16 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     std::uint32_t* between = passed_buffer(call, before.launches);
     empty(passed_buffer(call, before.launches + 1), before.num_used);
     bool is_finite = true;
-    if (jobs.num_jobs() > 0 || posts) {
-        const GivenRows rows{call.input, layer.hidden_size};
-        is_finite =
-            make_rows_ready<kFormat>(rows, call.input.num_tokens, call.projections[0], ready);
-    }
+    if (jobs.num_jobs() > 0 || posts) is_finite = given.make(ready);
     __syncthreads();
-    if (posts) post<kFormat>(call, tables, jobs.num_here(), ready, number, wants_sums);
+    if (posts) post<kFormat>(call, tables.pairs, jobs.num_here(), ready, number, wants_sums);
 #pragma unroll 1
     for (std::uint32_t step = 0; step < 2 && jobs.num_jobs() > 0; ++step) {
         if (step == 1) {
-            const PassedRows rows{between, layer.width};
-            is_finite &=
-                make_rows_ready<kFormat>(rows, jobs.num_here(), call.projections[1], ready);
+            stream.start_down(jobs);
+            RowMaker<kFormat, PassedRows, 4> passed({between}, jobs.num_here(),
+                                                    call.projections[1]);
+            is_finite &= passed.make(ready);
             __syncthreads();
         }
         project<kFormat>(call, share, jobs, step == 1, address_of(ready), stream, between, results);
@@ -245,10 +262,10 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
         take_sums(call, share, number);
     } else {
         if (asks) {
-            take_answer(call, share, tables, jobs.num_here(), number, results);
+            take_answer(call, share, tables.pairs, jobs.num_here(), number, results);
             __syncthreads();
         }
-        join(call, share, tables, results);
+        join(call, share, tables.pairs, results);
     }
     if constexpr (Jobs::kMostTokens == 1) {
         const bool counts = call.counted.num_tokens == 1 && blockIdx.x + 1 == gridDim.x;

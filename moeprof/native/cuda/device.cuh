@@ -55,6 +55,10 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
+__device__ __forceinline__ void prefetch_to_l2(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // Shared memory by its own addresses, which fit a register.
 using SharedAddress = std::uint32_t;
 

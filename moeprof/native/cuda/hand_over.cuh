@@ -34,19 +34,18 @@ __device__ std::uint32_t host_ready_word(const std::uint8_t* ready, std::uint32_
 }
 
 // One block: asks for the pairs that are not on this device; `ready` are the launch's rows.
-template <Format kFormat, std::uint32_t kMostPairs>
-__device__ void post(const DecodeCall& call, const PairTable<kMostPairs>& pairs,
-                     std::uint32_t num_here, const std::uint8_t* ready, std::uint32_t number,
-                     bool wants_sums) {
+template <Format kFormat>
+__device__ void post(const DecodeCall& call, const Pair* pairs, std::uint32_t num_here,
+                     const std::uint8_t* ready, std::uint32_t number, bool wants_sums) {
     const ExchangeView& exchange = call.exchange;
     const DeviceLayer& layer = call.layer;
     const std::uint32_t num_tokens = call.input.num_tokens;
 #pragma unroll 1
-    for (std::uint32_t pair = threadIdx.x; pair < num_tokens * layer.top_k; pair += blockDim.x) {
-        const bool is_here = pairs.number_of[pair] < num_here;
-        const std::uint32_t id = is_here ? kNoExpertId : pairs.ids[pair];
-        store_to_host(exchange.ids + pair, tagged(id, number));
-        store_to_host(exchange.weights + pair, tagged(bits_of(pairs.weights[pair]), number));
+    for (std::uint32_t at = threadIdx.x; at < num_tokens * layer.top_k; at += blockDim.x) {
+        const Pair pair = pairs[at];
+        const std::uint32_t id = pair.number < num_here ? kNoExpertId : pair.id;
+        store_to_host(exchange.ids + at, tagged(id, number));
+        store_to_host(exchange.weights + at, tagged(bits_of(pair.weight), number));
     }
     const auto num_words =
         static_cast<std::uint32_t>(ready_bytes(kFormat, layer.hidden_size) / sizeof(float));

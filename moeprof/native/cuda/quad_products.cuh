@@ -88,19 +88,19 @@ __device__ __noinline__ float add_last_group(float sum, SharedAddress group, std
     }
 }
 
-// Adds full groups of both quads to the accumulators.
+// Adds a full group of both quads, `first_group` and its like, to the accumulators.
 template <Format kFormat, std::uint32_t kTokens>
-__device__ __forceinline__ void add_groups(SharedAddress stage,
+__device__ __forceinline__ void add_groups(SharedAddress first_group,
                                            const SharedAddress (&rows)[kTokens],
                                            std::uint32_t num_rows, float (&sums)[2][kTokens]) {
-    constexpr std::uint32_t kBytes = GroupOf<kFormat>::kBytes;
+    constexpr std::uint32_t kSecond = RingOf<kFormat>::kQuadBytes;
     const std::uint32_t lane = threadIdx.x % kWarp;
     const std::uint32_t block = lane % kBlocksAbreast;
     if constexpr (kFormat == Format::kBf16) {
 #pragma unroll
         for (std::uint32_t run = 0; run < 8; ++run) {
-            const std::uint32_t first = load_shared(stage + run * 128 + lane * 4);
-            const std::uint32_t second = load_shared(stage + kBytes + run * 128 + lane * 4);
+            const std::uint32_t first = load_shared(first_group + run * 128 + lane * 4);
+            const std::uint32_t second = load_shared(first_group + kSecond + run * 128 + lane * 4);
 #pragma unroll
             for (std::uint32_t t = 0; t < kTokens; ++t) {
                 if (t >= num_rows) break;
@@ -110,8 +110,8 @@ __device__ __forceinline__ void add_groups(SharedAddress stage,
             }
         }
     } else {
-        const PackedBlock<kFormat> first(stage, kBlocksAbreast, lane);
-        const PackedBlock<kFormat> second(stage + kBytes, kBlocksAbreast, lane);
+        const PackedBlock<kFormat> first(first_group, kBlocksAbreast, lane);
+        const PackedBlock<kFormat> second(first_group + kSecond, kBlocksAbreast, lane);
 #pragma unroll
         for (std::uint32_t t = 0; t < kTokens; ++t) {
             if (t >= num_rows) break;
@@ -137,23 +137,31 @@ __device__ __forceinline__ void multiply_item(Stream<kFormat, Jobs>& stream, con
                                               SharedAddress (&rows)[kTokens],
                                               std::uint32_t num_rows, float (&sums)[2][kTokens]) {
     using Group = GroupOf<kFormat>;
+    using Ring = RingOf<kFormat>;
 #pragma unroll
     for (std::uint32_t t = 0; t < kTokens; ++t) sums[0][t] = sums[1][t] = 0.0f;
     std::uint32_t left = row_size;
 #pragma unroll 1
-    for (; left >= Group::kValues; left -= Group::kValues) {
-        add_groups<kFormat>(stream.front(), rows, num_rows, sums);
-        stream.pop(jobs);
+    while (left != 0) {
+        SharedAddress group = stream.front();
+#pragma unroll 1
+        for (std::uint32_t g = 0; g < Ring::kGroups && left != 0; ++g) {
+            if (left >= Group::kValues) {
+                add_groups<kFormat>(group, rows, num_rows, sums);
+                left -= Group::kValues;
+            } else {
 #pragma unroll
-        for (std::uint32_t t = 0; t < kTokens; ++t) rows[t] += Group::kReadyBytes;
-    }
-    if (left != 0) {
-        const SharedAddress stage = stream.front();
+                for (std::uint32_t t = 0; t < kTokens; ++t) {
+                    if (t >= num_rows) break;
+                    sums[0][t] = add_last_group<kFormat>(sums[0][t], group, left, rows[t]);
+                    sums[1][t] = add_last_group<kFormat>(sums[1][t], group + Ring::kQuadBytes, left,
+                                                         rows[t]);
+                }
+                left = 0;
+            }
+            group += Group::kBytes;
 #pragma unroll
-        for (std::uint32_t t = 0; t < kTokens; ++t) {
-            if (t >= num_rows) break;
-            sums[0][t] = add_last_group<kFormat>(sums[0][t], stage, left, rows[t]);
-            sums[1][t] = add_last_group<kFormat>(sums[1][t], stage + Group::kBytes, left, rows[t]);
+            for (std::uint32_t t = 0; t < kTokens; ++t) rows[t] += Group::kReadyBytes;
         }
         stream.pop(jobs);
     }

@@ -36,75 +36,91 @@ __device__ inline void empty(std::uint32_t* buffer, std::uint32_t num_words) {
     }
 }
 
+// Sources of rows. `block` counts the blocks of 32 values of all rows, `part` the four values of a
+// lane in it.
 struct GivenRows {
     const LayerInput& input;
-    std::uint32_t row_size;
 
-    using Loaded = float4;
-    __device__ Loaded load(std::uint32_t row, std::uint32_t at) const {
-        return load_four(input.hidden, input.hidden_type, std::size_t{row} * row_size + at);
+    __device__ uint4 load(std::uint32_t block, std::uint32_t part) const {
+        return load_four_bits(input.hidden, input.hidden_type,
+                              std::size_t{block} * kBlock + part * 4);
     }
-    __device__ float4 settle(const Loaded& loaded, std::uint32_t, std::uint32_t) const {
-        return loaded;
+    __device__ float4 settle(const uint4& words, std::uint32_t, std::uint32_t) const {
+        return four_widened(words, input.hidden_type);
     }
 };
 
 struct PassedRows {
     const std::uint32_t* buffer;
-    std::uint32_t row_size;
 
-    using Loaded = uint4;
-    __device__ Loaded load(std::uint32_t row, std::uint32_t at) const {
-        return load_four_passed(buffer + passed_place(row * row_size + at));
+    __device__ uint4 load(std::uint32_t block, std::uint32_t part) const {
+        return load_four_passed(buffer + passed_place(block * kBlock) + part * 4);
     }
-    __device__ float4 settle(Loaded loaded, std::uint32_t row, std::uint32_t at) const {
-        while (loaded.x == 0 || loaded.y == 0 || loaded.z == 0 || loaded.w == 0) {
-            loaded = load(row, at);
+    __device__ float4 settle(uint4 words, std::uint32_t block, std::uint32_t part) const {
+        while (words.x == 0 || words.y == 0 || words.z == 0 || words.w == 0) {
+            words = load(block, part);
         }
-        return make_float4(float_of(~loaded.x), float_of(~loaded.y), float_of(~loaded.z),
-                           float_of(~loaded.w));
+        return make_float4(float_of(~words.x), float_of(~words.y), float_of(~words.z),
+                           float_of(~words.w));
     }
 };
 
-// Makes rows ready, eight lanes for each block; false in threads that saw a value that is not
-// finite.
-template <Format kFormat, typename Rows>
-__device__ bool make_rows_ready(const Rows& rows, std::uint32_t num_rows, const Projection& shape,
-                                std::uint8_t* ready) {
-    constexpr std::uint32_t kAhead = 4;  // loads under way
-    const std::uint32_t blocks = shape.row_size / kBlock;
-    const std::uint32_t num_blocks = num_rows * blocks;
-    const std::uint32_t abreast = blockDim.x / 8;
-    const std::uint32_t part = threadIdx.x % 8;
-    bool is_finite = true;
+// Makes rows ready, eight lanes for each block; its first loads are begun apart from the rest.
+template <Format kFormat, typename Rows, std::uint32_t kAhead>
+class RowMaker {
+  public:
+    __device__ RowMaker(const Rows& rows, std::uint32_t num_rows, const Projection& shape)
+        : rows_(rows),
+          shape_(shape),
+          num_blocks_(num_rows * (shape.row_size / kBlock)),
+          block_(threadIdx.x / 8) {
+        load();
+    }
+
+    // False in threads that saw a value that is not finite.
+    __device__ bool make(std::uint8_t* ready) {
+        const std::uint32_t blocks = shape_.row_size / kBlock;
+        const std::uint32_t before = threadIdx.x % kWarp / 8;  // in the warp
+        bool is_finite = true;
 #pragma unroll 1
-    for (std::uint32_t start = threadIdx.x / 8; start - threadIdx.x % kWarp / 8 < num_blocks;
-         start += kAhead * abreast) {
-        typename Rows::Loaded loaded[kAhead] = {};
+        while (block_ - before < num_blocks_) {
 #pragma unroll
-        for (std::uint32_t i = 0; i < kAhead; ++i) {
-            const std::uint32_t at = start + i * abreast;
-            if (at >= num_blocks) continue;
-            const std::uint32_t row = shape.blocks.divide(at);
-            loaded[i] = rows.load(row, (at - row * blocks) * kBlock + part * 4);
+            for (std::uint32_t i = 0; i < kAhead; ++i) {
+                const std::uint32_t at = block_ + i * abreast();
+                if (at - before >= num_blocks_) break;  // the same for the whole warp
+                const bool writes = at < num_blocks_;
+                const std::uint32_t row = writes ? shape_.blocks.divide(at) : 0;
+                float4 values = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (writes) values = rows_.settle(loaded_[i], at, part());
+                __syncwarp();
+                is_finite &= make_ready<kFormat>(
+                    values, part(), ready + row * ready_row_bytes<kFormat>(shape_.row_size),
+                    at - row * blocks, writes);
+            }
+            block_ += kAhead * abreast();
+            load();
         }
+        return is_finite;
+    }
+
+  private:
+    __device__ static std::uint32_t part() { return threadIdx.x % 8; }
+    __device__ static std::uint32_t abreast() { return blockDim.x / 8; }
+
+    __device__ void load() {
 #pragma unroll
         for (std::uint32_t i = 0; i < kAhead; ++i) {
-            const std::uint32_t at = start + i * abreast;
-            if (at - threadIdx.x % kWarp / 8 >= num_blocks) break;  // the same for the whole warp
-            const bool writes = at < num_blocks;
-            const std::uint32_t row = writes ? shape.blocks.divide(at) : 0;
-            const std::uint32_t block = at - row * blocks;
-            float4 values = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (writes) values = rows.settle(loaded[i], row, block * kBlock + part * 4);
-            __syncwarp();
-            is_finite &= make_ready<kFormat>(values, part,
-                                             ready + row * ready_row_bytes<kFormat>(shape.row_size),
-                                             block, writes);
+            const std::uint32_t at = block_ + i * abreast();
+            if (at < num_blocks_) loaded_[i] = rows_.load(at, part());
         }
     }
-    return is_finite;
-}
+
+    const Rows rows_;
+    const Projection& shape_;
+    const std::uint32_t num_blocks_;
+    std::uint32_t block_;
+    uint4 loaded_[kAhead] = {};
+};
 
 }  // namespace
 }  // namespace moeprof

@@ -6,18 +6,22 @@
 namespace moeprof {
 namespace {
 
-// A stage is a group of each quad of an item.
+// A stage is some groups of each quad of an item: copies of a few kilobytes, of which many are
+// under way.
 template <Format kFormat>
 struct RingOf {
-    static constexpr std::uint32_t kGroupBytes = GroupOf<kFormat>::kBytes;
-    static constexpr std::uint32_t kStageBytes = 2 * kGroupBytes;
-    static constexpr std::uint32_t kStages = kFormat == Format::kQ4_0 ? 8 : 4;
+    static constexpr std::uint32_t kGroups = kFormat == Format::kQ4_0 ? 4 : 2;
+    static constexpr std::uint32_t kQuadBytes = kGroups * GroupOf<kFormat>::kBytes;
+    static constexpr std::uint32_t kStageBytes = 2 * kQuadBytes;
+    static constexpr std::uint32_t kStages = 2;
     static constexpr std::uint32_t kBytes = kStageBytes * kStages;
     static constexpr std::uint32_t kBarrierBytes = kByteBarrier * kStages;
 };
 
 // All that a warp will read, in the order in which it will use it: copying goes on, item after item
-// and from gate and up to down, as far as the ring is long.
+// and from gate and up to down, as far as the ring is long. A warp without an item of gate and up
+// leaves the way to those that have one, and begins with down when they are done: so much is under
+// way that what is asked for late comes late.
 template <Format kFormat, typename Jobs>
 class Stream {
   public:
@@ -38,12 +42,14 @@ class Stream {
         __syncwarp();
     }
 
-    __device__ void start(const Jobs& jobs) {
-        open(jobs);
-#pragma unroll 1
-        for (std::uint32_t stage = 0; stage < Ring::kStages; ++stage) {
-            request(jobs, stage_ + stage * Ring::kStageBytes, barrier_ + stage * kByteBarrier);
-        }
+    __device__ void start_gate_up(const Jobs& jobs) {
+        is_late_ = items_.is_done(jobs.num_jobs());
+        if (!is_late_) fill(jobs);
+    }
+
+    // With gate and up done.
+    __device__ void start_down(const Jobs& jobs) {
+        if (is_late_) fill(jobs);
     }
 
     // The oldest stage, once its bytes are there.
@@ -70,6 +76,14 @@ class Stream {
     }
 
   private:
+    __device__ void fill(const Jobs& jobs) {
+        open(jobs);
+#pragma unroll 1
+        for (std::uint32_t stage = 0; stage < Ring::kStages; ++stage) {
+            request(jobs, stage_ + stage * Ring::kStageBytes, barrier_ + stage * kByteBarrier);
+        }
+    }
+
     // Goes to the first bytes of the item at hand, or on to down after the last of gate and up.
     __device__ void open(const Jobs& jobs) {
         left_ = 0;
@@ -88,7 +102,7 @@ class Stream {
     __device__ __forceinline__ void request(const Jobs& jobs, SharedAddress to,
                                             SharedAddress barrier) {
         if (left_ != 0) {
-            const std::uint32_t size = left_ < Ring::kGroupBytes ? left_ : Ring::kGroupBytes;
+            const std::uint32_t size = left_ < Ring::kQuadBytes ? left_ : Ring::kQuadBytes;
             copy(to, size, barrier);
             source_ += size;
             left_ -= size;
@@ -109,11 +123,11 @@ class Stream {
         if (threadIdx.x % kWarp != 0) return;
         expect_bytes(barrier, 2 * size);
         copy_bulk_later(to, source_, size, barrier);
-        copy_bulk_later(to + Ring::kGroupBytes, source_ + second_, size, barrier);
+        copy_bulk_later(to + Ring::kQuadBytes, source_ + second_, size, barrier);
 #else
         for (std::uint32_t at = threadIdx.x % kWarp * 16; at < size; at += 16 * kWarp) {
             copy_later(to + at, source_ + at);
-            copy_later(to + Ring::kGroupBytes + at, source_ + second_ + at);
+            copy_later(to + Ring::kQuadBytes + at, source_ + second_ + at);
         }
 #endif
     }
@@ -122,6 +136,7 @@ class Stream {
     const Share share_;
     Items items_;
     bool is_down_ = false;
+    bool is_late_ = false;
     SharedAddress stage_;  // the oldest, and its barrier
     SharedAddress barrier_;
     const SharedAddress ring_end_;
