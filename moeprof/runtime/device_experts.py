@@ -156,6 +156,8 @@ class DeviceExperts:
                 unit.alpha,
                 unit.limit,
             )
+        # No expert is here yet.
+        self._kernel.set_weights(0, 0, self._slot_of.data_ptr(), 0)
         _LAYERS[number] = self
 
     @property
@@ -208,7 +210,7 @@ class DeviceExperts:
             ids: [T] int64 on the device, expert ids.
         """
         top_k = self._hand_over.exchange.top_k
-        rows = torch.ones((len(ids), self._hidden_size), device=ids.device)
+        rows = torch.zeros((len(ids), self._hidden_size), device=ids.device)
         index = torch.full((len(ids), top_k), self._num_experts, device=ids.device)
         index[:, 0] = ids
         self._prefill(KernelCall.of(rows, index, torch.ones_like(index, dtype=rows.dtype)), (0, 0))

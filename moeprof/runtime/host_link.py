@@ -148,7 +148,7 @@ def measure_host(
         shape: hidden size and experts per token.
     """
     most = _MEASURED_EXPERTS * _MEASURED_TOKENS
-    rows = np.ones((most, shape[0]), np.float32)
+    rows = np.zeros((most, shape[0]), np.float32)
     outputs = np.zeros((most, *shape[::-1]), np.float32)
     outputs[:] = 1  # pages that nobody wrote before would be measured, too
 

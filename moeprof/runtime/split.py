@@ -190,6 +190,7 @@ class PackedExperts:
             self._vram = planned[Tier.VRAM].memory
         self.clock = _clock(request) if request.timed else None
         self._workspace: Tensor | None = None
+        self._link: HostLink | None = None
         self._staging = np.empty(max(self.expert_bytes), np.uint8)
 
     @property
@@ -303,9 +304,10 @@ class PackedExperts:
             HostLayer(layer, kernel, [_if_on_host(self._slot(row, e)) for e in experts])
             for row, (layer, kernel) in enumerate(zip(self._on_device, self._kernels, strict=True))
         ]
-        link = HostLink(self.stores[Tier.RAM].memory, self.weight_format != "bf16")
-        link.connect(layers, self._hand_over.exchange, self.workers)
-        self.notes = link.notes
+        with torch.cuda.device(self._request.device):
+            self._link = HostLink(self.stores[Tier.RAM].memory, self.weight_format != "bf16")
+            self._link.connect(layers, self._hand_over.exchange, self.workers)
+        self.notes = self._link.notes
 
     def tell_slots(self) -> None:
         """Tell the device which slot holds which expert.

@@ -162,6 +162,9 @@ void prefill_layer(BoundDeviceLayer& self, std::uintptr_t stream, std::uintptr_t
                    const std::string& hidden_type, std::uintptr_t ids, std::uintptr_t weights,
                    const std::string& weights_type, std::size_t num_tokens, std::uintptr_t output,
                    std::uintptr_t workspace, std::uintptr_t assignments, std::uintptr_t reads) {
+    if (self.layer.slot_of == nullptr) {
+        throw std::runtime_error("layer: set_weights was not called");
+    }
     expect_aligned("workspace", workspace, 256);
     const LayerInput input =
         layer_input(hidden, hidden_type, ids, weights, weights_type, num_tokens);
