@@ -25,8 +25,8 @@ struct Sums {
     }
 };
 
-Routed routed(const char* what, const Experts& experts, std::size_t num_tokens,
-              std::size_t num_experts) {
+ChosenExperts routed(const char* what, const Experts& experts, std::size_t num_tokens,
+                     std::size_t num_experts) {
     expect((std::string(what) + ": tokens").c_str(), experts.shape(0), num_tokens);
     if (num_experts > kNoExpert) refuse("num_experts: at most 65535");
     const std::size_t foreign = first_foreign_id(experts.data(), experts.size(), num_experts);
@@ -53,7 +53,7 @@ nb::ndarray<std::int64_t, nb::numpy> overlap(Experts experts, Input<std::int64_t
     Sums sums(2 * num_groups * max_lag);
     {
         nb::gil_scoped_release released;
-        const Routed tokens = routed("experts", experts, experts.shape(0), num_experts);
+        const ChosenExperts tokens = routed("experts", experts, experts.shape(0), num_experts);
         if (runs.shape(0) == 0 || runs.data()[0] != 0) refuse("runs: do not begin with 0");
         const std::size_t num_runs = runs.shape(0) - 1;
         for (std::size_t run = 0; run < num_runs; ++run) {
@@ -73,8 +73,8 @@ nb::ndarray<std::int64_t, nb::numpy> pairs(Experts first, Experts second, Number
     {
         nb::gil_scoped_release released;
         const std::size_t num_tokens = first.shape(0);
-        const Routed one = routed("first", first, num_tokens, num_experts);
-        const Routed other = routed("second", second, num_tokens, num_experts);
+        const ChosenExperts one = routed("first", first, num_tokens, num_experts);
+        const ChosenExperts other = routed("second", second, num_tokens, num_experts);
         expect_below("groups", groups, num_tokens, num_groups);
         pair_counts(one, other, groups.data(), num_tokens, num_experts, sums.data());
     }
@@ -99,8 +99,8 @@ nb::ndarray<std::int64_t, nb::numpy> ranks(Experts given, Experts chosen, Input<
         const std::size_t num_tokens = given.shape(0);
         const auto scoring = tables_of<float>(evidence, tables, groups, num_tokens, num_groups);
         expect("evidence: rows", evidence.shape(1), num_experts + 1);
-        const Routed known = routed("given", given, num_tokens, num_experts);
-        const Routed sought = routed("chosen", chosen, num_tokens, num_experts);
+        const ChosenExperts known = routed("given", given, num_tokens, num_experts);
+        const ChosenExperts sought = routed("chosen", chosen, num_tokens, num_experts);
         candidate_ranks(known, sought, scoring, sums.data());
     }
     return sums.array({num_groups, num_experts});

@@ -54,7 +54,7 @@ std::size_t first_foreign_id(const std::uint16_t* ids, std::size_t size, std::si
     return size;
 }
 
-MOEPROF_WIDEST void lag_overlap(const Routed& routed, const std::int64_t* runs,
+MOEPROF_WIDEST void lag_overlap(const ChosenExperts& routed, const std::int64_t* runs,
                                 const std::uint32_t* groups, std::size_t num_runs,
                                 std::size_t num_experts, std::size_t max_lag, std::int64_t* shared,
                                 std::int64_t* held) {
@@ -89,8 +89,9 @@ MOEPROF_WIDEST void lag_overlap(const Routed& routed, const std::int64_t* runs,
     }
 }
 
-void pair_counts(const Routed& first, const Routed& second, const std::uint32_t* groups,
-                 std::size_t num_tokens, std::size_t num_experts, std::int64_t* counts) {
+void pair_counts(const ChosenExperts& first, const ChosenExperts& second,
+                 const std::uint32_t* groups, std::size_t num_tokens, std::size_t num_experts,
+                 std::int64_t* counts) {
     for (std::size_t t = 0; t < num_tokens; ++t) {
         std::int64_t* table = counts + groups[t] * num_experts * num_experts;
         for (std::size_t i = 0; i < first.top_k; ++i) {
@@ -104,7 +105,7 @@ void pair_counts(const Routed& first, const Routed& second, const std::uint32_t*
     }
 }
 
-MOEPROF_WIDEST void candidate_ranks(const Routed& given, const Routed& chosen,
+MOEPROF_WIDEST void candidate_ranks(const ChosenExperts& given, const ChosenExperts& chosen,
                                     const Tables<float>& evidence, std::int64_t* ranks) {
     const std::size_t num_experts = evidence.num_experts;
     std::vector<float> scores(num_experts);
@@ -127,7 +128,8 @@ MOEPROF_WIDEST void candidate_ranks(const Routed& given, const Routed& chosen,
     }
 }
 
-void chosen_pairs(const Routed& routed, const Tables<std::uint8_t>& marked, std::int64_t* pairs) {
+void chosen_pairs(const ChosenExperts& routed, const Tables<std::uint8_t>& marked,
+                  std::int64_t* pairs) {
     for (std::size_t t = 0; t < marked.num_tokens; ++t) {
         const std::uint8_t* table = marked.table(t);
         const std::uint16_t* row = routed.row(t);

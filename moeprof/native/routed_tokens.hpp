@@ -18,7 +18,7 @@
 
 namespace moeprof {
 
-struct Routed {
+struct ChosenExperts {
     const std::uint16_t* experts;
     std::size_t top_k;
 
@@ -31,14 +31,15 @@ std::size_t first_foreign_id(const std::uint16_t* ids, std::size_t size, std::si
 // Adds to shared and held, both [num_groups, max_lag]. Runs are [num_runs + 1] and ascend from 0.
 // Reads each token's set of num_experts bits max_lag times from the nearest cache; bound by
 // counting bits.
-void lag_overlap(const Routed& routed, const std::int64_t* runs, const std::uint32_t* groups,
+void lag_overlap(const ChosenExperts& routed, const std::int64_t* runs, const std::uint32_t* groups,
                  std::size_t num_runs, std::size_t num_experts, std::size_t max_lag,
                  std::int64_t* shared, std::int64_t* held);
 
 // Adds to counts [num_groups, num_experts, num_experts]; K x J increments a token, in one group's
 // table as long as groups follow each other.
-void pair_counts(const Routed& first, const Routed& second, const std::uint32_t* groups,
-                 std::size_t num_tokens, std::size_t num_experts, std::int64_t* counts);
+void pair_counts(const ChosenExperts& first, const ChosenExperts& second,
+                 const std::uint32_t* groups, std::size_t num_tokens, std::size_t num_experts,
+                 std::int64_t* counts);
 
 // Tables that score or mark, and which of them is meant for each token.
 template <typename Entry>
@@ -58,10 +59,11 @@ struct Tables {
 // Adds to ranks [num_groups, num_experts]. A table has one row more than experts, the scores from
 // the outset. For each token adds K rows of the table and passes over the scores once for every
 // chosen expert.
-void candidate_ranks(const Routed& given, const Routed& chosen, const Tables<float>& evidence,
-                     std::int64_t* ranks);
+void candidate_ranks(const ChosenExperts& given, const ChosenExperts& chosen,
+                     const Tables<float>& evidence, std::int64_t* ranks);
 
 // Adds to pairs [num_groups].
-void chosen_pairs(const Routed& routed, const Tables<std::uint8_t>& marked, std::int64_t* pairs);
+void chosen_pairs(const ChosenExperts& routed, const Tables<std::uint8_t>& marked,
+                  std::int64_t* pairs);
 
 }  // namespace moeprof

@@ -19,6 +19,7 @@
 #include "linear.hpp"
 #include "quantize.hpp"
 #include "replay.hpp"
+#include "routed_tokens.hpp"
 
 using namespace moeprof;
 
@@ -219,9 +220,52 @@ void contend(const Case& given, const Path& path, const Got& expected) {
     for (std::thread& thread : threads) thread.join();
 }
 
+// Every statistic over tokens of 70 experts (two words of bits), with empty slots.
+void count_everything() {
+    constexpr std::size_t kMany = 70, kSlots = 4, kLength = 300, kLags = 64;
+    std::vector<std::uint16_t> ids(kLength * kSlots);
+    std::vector<std::uint32_t> group(kLength), table(kLength);
+    std::size_t chosen = 0;
+    for (std::size_t t = 0; t < kLength; ++t) {
+        group[t] = t < 200 ? 0 : 1;
+        table[t] = t % 2;
+        for (std::size_t k = 0; k < kSlots; ++k) {
+            const bool is_empty = k == 3 && t % 5 == 0;
+            ids[t * kSlots + k] = is_empty ? kNoExpert : (t * t + 17 * k) % kMany;
+            chosen += is_empty ? 0 : 1;
+        }
+    }
+    expect(first_foreign_id(ids.data(), ids.size(), kMany) == ids.size(), "an id is foreign",
+           "any");
+    const ChosenExperts routed{ids.data(), kSlots};
+    const std::vector<std::int64_t> runs{0, 200, 200, 300};
+    const std::vector<std::uint32_t> of_run{0, 1, 1};
+    std::vector<std::int64_t> shared(2 * kLags), held(2 * kLags), pairs(2 * kMany * kMany);
+    lag_overlap(routed, runs.data(), of_run.data(), 3, kMany, kLags, shared.data(), held.data());
+    pair_counts(routed, routed, group.data(), kLength, kMany, pairs.data());
+    std::int64_t diagonal = 0;
+    for (std::size_t e = 0; e < kMany; ++e) {
+        diagonal += pairs[e * kMany + e] + pairs[(kMany + e) * kMany + e];
+    }
+    expect(diagonal == static_cast<std::int64_t>(chosen), "experts meet themselves", "any");
+    const std::vector<float> evidence = draw(2 * (kMany + 1) * kMany, 5);
+    const std::vector<std::uint8_t> marked(2 * kMany * kMany, 1);
+    std::vector<std::int64_t> ranks(2 * kMany), found(2);
+    candidate_ranks(routed, routed,
+                    {evidence.data(), kMany + 1, table.data(), group.data(), kLength, kMany},
+                    ranks.data());
+    std::int64_t ranked = 0;
+    for (const std::int64_t number : ranks) ranked += number;
+    expect(ranked == static_cast<std::int64_t>(chosen), "not every expert has a rank", "any");
+    chosen_pairs(routed, {marked.data(), kMany, table.data(), group.data(), kLength, kMany},
+                 found.data());
+    expect(found[0] + found[1] == 240 * 6 + 60 * 3, "not every pair is counted", "any");
+}
+
 }  // namespace
 
 int main() {
+    count_everything();
     replay_everything();
     std::uint64_t hash = 14695981039346656037u;
     for (const Format format : {Format::kQ8_0, Format::kQ4_0, Format::kBf16}) {
