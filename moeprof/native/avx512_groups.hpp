@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "layout.hpp"
+#include "ready_rows.hpp"
 
 namespace moeprof {
 namespace {
@@ -16,6 +16,9 @@ struct Full {
     __m512i words(const std::uint8_t* from) const { return _mm512_loadu_si512(from); }
     __m512 scales(const std::uint8_t* from) const {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    __m512 scales_of(const ActivationGroup& row) const {
+        return _mm512_broadcast_f32x8(_mm256_load_ps(row.scales));
     }
 };
 
@@ -32,6 +35,9 @@ struct Tail {
         const __m128i even = _mm_maskz_loadu_epi16(mask(), from);
         const __m128i odd = _mm_maskz_loadu_epi16(mask(), from + lanes * kScaleBytes);
         return _mm512_cvtph_ps(_mm256_set_m128i(odd, even));
+    }
+    __m512 scales_of(const ActivationGroup& row) const {
+        return _mm512_broadcast_f32x8(_mm256_maskz_load_ps(mask(), row.scales));
     }
 };
 

@@ -21,6 +21,7 @@ struct Full {
     __m256 scales(const std::uint8_t* from) const {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }
+    __m256 scales_of(const ActivationGroup& row) const { return _mm256_load_ps(row.scales); }
 };
 
 // The same of the last, smaller group; nothing behind it is read.
@@ -34,6 +35,9 @@ struct Tail {
         alignas(16) std::uint16_t halves[kGroup] = {};
         std::memcpy(halves, from, lanes * kScaleBytes);
         return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(halves)));
+    }
+    __m256 scales_of(const ActivationGroup& row) const {
+        return _mm256_maskload_ps(row.scales, load(kLaneMasks + kGroup - lanes));
     }
 };
 
@@ -87,7 +91,7 @@ void add_group(const Group& group, const Ahead& ahead, const std::uint8_t* bytes
         dot_row<kFormat, kTokens>(group, words + r * group.lanes * 4, rows, dots);
         const __m256 weight_scales = group.scales(bytes + r * group.lanes * kScaleBytes);
         for (int t = 0; t < kTokens; ++t) {
-            const __m256 scales = _mm256_mul_ps(weight_scales, _mm256_load_ps(rows[t]->scales));
+            const __m256 scales = _mm256_mul_ps(weight_scales, group.scales_of(*rows[t]));
             const __m256 terms = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[t]), scales);
             accumulators[t][r] = _mm256_add_ps(accumulators[t][r], terms);
         }

@@ -57,7 +57,7 @@ void add_group(const Group& group, const Ahead& ahead, const std::uint8_t* bytes
     for (std::size_t p = 0; p < kPairs; ++p) {
         const __m512 weight_scales = group.scales(bytes + p * 2 * group.lanes * kScaleBytes);
         for (int t = 0; t < kTokens; ++t) {
-            const __m512 scales = _mm512_mul_ps(weight_scales, twice(rows[t]->scales));
+            const __m512 scales = _mm512_mul_ps(weight_scales, group.scales_of(*rows[t]));
             const __m512 terms = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[t][p]), scales);
             accumulators[t][p] = _mm512_add_ps(accumulators[t][p], terms);
         }

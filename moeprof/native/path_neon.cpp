@@ -31,6 +31,9 @@ struct Full {
         return {{vld1q_u8(from), vld1q_u8(from + 4 * kHalf)}};
     }
     Halves scales(const std::uint8_t* from) const { return widened(from); }
+    Halves scales_of(const ActivationGroup& row) const {
+        return {vld1q_f32(row.scales), vld1q_f32(row.scales + kHalf)};
+    }
 
     static Halves widened(const std::uint8_t* from) {
         std::uint16_t halves[kGroup];
@@ -52,6 +55,11 @@ struct Tail {
         std::uint8_t bytes[kGroup * kScaleBytes] = {};
         std::memcpy(bytes, from, lanes * kScaleBytes);
         return Full::widened(bytes);
+    }
+    Halves scales_of(const ActivationGroup& row) const {
+        float values[kGroup] = {};
+        std::memcpy(values, row.scales, lanes * sizeof *values);
+        return {vld1q_f32(values), vld1q_f32(values + kHalf)};
     }
 };
 
@@ -98,14 +106,13 @@ template <Format kFormat, typename Group>
 void add_group(const Group& group, const std::uint8_t* bytes, const ActivationGroup& row,
                Halves* accumulators) {
     Alone{}.prefetch(bytes, kQuad * group.lanes * block_bytes(kFormat));
-    const float32x4_t low_scales = vld1q_f32(row.scales);
-    const float32x4_t high_scales = vld1q_f32(row.scales + kHalf);
+    const Halves row_scales = group.scales_of(row);
     const std::uint8_t* words = bytes + kQuad * group.lanes * kScaleBytes;
     for (std::size_t r = 0; r < kQuad; ++r) {
         const Dots dot = dots<kFormat>(group, words + r * group.lanes * 4, row);
         const Halves scales = group.scales(bytes + r * group.lanes * kScaleBytes);
-        const float32x4_t low = vmulq_f32(scales.low, low_scales);
-        const float32x4_t high = vmulq_f32(scales.high, high_scales);
+        const float32x4_t low = vmulq_f32(scales.low, row_scales.low);
+        const float32x4_t high = vmulq_f32(scales.high, row_scales.high);
         accumulators[r].low =
             vaddq_f32(accumulators[r].low, vmulq_f32(vcvtq_f32_s32(dot.low), low));
         accumulators[r].high =

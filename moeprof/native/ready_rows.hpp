@@ -8,10 +8,11 @@
 
 namespace moeprof {
 
-// Eight blocks of one quantised activation row, in the order in which packed weights are read.
+// Eight blocks of one quantised activation row, in the order in which packed weights are read. Of a
+// last group that is not full, the lanes without a block hold anything, and nobody uses them.
 struct alignas(kLine) ActivationGroup {
-    std::int8_t words[8][kGroup][4];    // word k of block j: values 4 k to 4 k + 3
-    float scales[kGroup];               // 0 where there is no block
+    std::int8_t words[8][kGroup][4];  // word k of block j: values 4 k to 4 k + 3
+    float scales[kGroup];
     std::int32_t minus_8_sums[kGroup];  // takes back the offset of unsigned weights
 };
 
