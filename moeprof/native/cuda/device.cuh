@@ -55,8 +55,9 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
-__device__ __forceinline__ void prefetch_to_l2(const void* address) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+// A barrier of `num_threads` threads, whole warps, of a block; `id` from 1 to 15.
+__device__ __forceinline__ void sync_some(unsigned id, unsigned num_threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
 // Shared memory by its own addresses, which fit a register.
@@ -193,6 +194,10 @@ __device__ __forceinline__ std::uint64_t nanoseconds() {
     std::uint64_t time;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
     return time;
+}
+
+__device__ __forceinline__ void pause(unsigned nanoseconds) {
+    asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds));
 }
 
 // sum + four products of unsigned bytes of `weights` with signed bytes of `values`.

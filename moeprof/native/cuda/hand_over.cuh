@@ -77,7 +77,7 @@ class Answer {
     __device__ float take(const std::uint64_t* word) {
         std::uint64_t loaded = load_from_host(word);
         while (number_of(loaded) != number_) {
-            if (has_given_up_ || (++num_looks_ % kLooksPerCheck == 0 && !goes_on())) return 0.0f;
+            if (!goes_on()) return 0.0f;
             loaded = load_from_host(word);
         }
         return float_of(static_cast<std::uint32_t>(loaded));
@@ -85,11 +85,18 @@ class Answer {
 
   private:
     static constexpr std::uint32_t kLooksPerCheck = 64;
+    static constexpr std::uint64_t kLongestPause = 1000;  // nanoseconds
 
+    // Pauses for a small part of the time that passed: looks of all blocks go through the memory in
+    // which the host computes. False once there is no answer to wait for.
     __device__ bool goes_on() {
+        if (has_given_up_) return false;
         const std::uint64_t now = nanoseconds();
         if (begun_ == 0) begun_ = now;
-        const bool is_late = now - begun_ > exchange_.timeout_ns;
+        const std::uint64_t waited = now - begun_;
+        pause(static_cast<unsigned>(min(waited / 32, kLongestPause)));
+        if (++num_looks_ % kLooksPerCheck != 0) return true;
+        const bool is_late = waited > exchange_.timeout_ns;
         if (!is_late && load_from_host(&exchange_.header->answered) != kAborted) return true;
         report(exchange_, kFaultNoAnswer);
         if (is_late) store_to_host(&exchange_.header->answered, kAborted);
