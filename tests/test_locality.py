@@ -40,6 +40,7 @@ def test_overlap_by_hand_stays_inside_documents(tmp_path):
     assert layer["first_uses"] == 7 / 10
     # reuses: 1 after its own token (distance 0), 2 the same, 1 (after 2: distance 1)
     assert [layer["reuse_50"], layer["reuse_95"]] == [0, 1]
+    assert [layer["reuse_50_bytes"], layer["reuse_95_bytes"]] == [0, 1000]
 
 
 def test_prefill_and_decode_are_apart_unless_added(tmp_path):

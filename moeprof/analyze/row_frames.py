@@ -64,8 +64,9 @@ def locality_layer_frame(sample: Sample, counts: LocalityCounts) -> pd.DataFrame
     expert_bytes = np.asarray(sample.shape.expert_bytes)
     rest: dict[str, NDArray[np.float64]] = {}
     for index, quantile in enumerate(_QUANTILES):
-        rest[f"reuse_{quantile * 100:.0f}"] = quantiles[:, index]
-    rest["reuse_50_bytes"] = quantiles[:, 0] * expert_bytes
+        name = f"reuse_{quantile * 100:.0f}"
+        rest[name] = quantiles[:, index]
+        rest[f"{name}_bytes"] = quantiles[:, index] * expert_bytes
     with np.errstate(invalid="ignore"):  # 0 / 0: nothing looked up
         rest["first_uses"] = reuses[:, -1] / reuses.sum(axis=1)
     overlap = with_interval("overlap", sample.ratio(shared, held))

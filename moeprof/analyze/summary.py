@@ -53,7 +53,7 @@ class Analysis:
             layer that evicts the least recently used, tokens taken one at a time, empty at the
             beginning of each document.
         locality_layers: domain, phase, layer, overlap (at lag 1), reuse_50, reuse_80, reuse_95
-            (quantiles of the reuse distance in distinct other experts), reuse_50_bytes,
+            (quantiles of the reuse distance in distinct other experts) and the same in `_bytes`,
             first_uses (share of the lookups that are the first in their document).
         prediction: domain, phase, candidates, recall, popularity, gain: share of the next layer's
             experts among as many candidates, told from this layer's experts and from popularity,
