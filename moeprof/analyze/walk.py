@@ -1,7 +1,7 @@
 """Passing over the rows of a trace once, layer by layer, for every statistic that needs them."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +15,8 @@ from moeprof.native.cores import physical_cores
 from moeprof.trace.columns import Tokens
 from moeprof.trace.reader import Trace
 from moeprof.trace.schema import PHASES
+
+_LAYER_BYTES = 32 << 20  # of layers read together, which spares opening every part for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +192,11 @@ def visit_layers(
         visits: for each phase its tokens and who wants to see them.
     """
     num_threads = len(physical_cores())
+    num_tokens = max(tokens.num_tokens for tokens, _ in visits)
     waiting: deque[Future[None]] = deque()
     before: list[NDArray[np.uint16] | None] = [None] * len(visits)
     with ThreadPoolExecutor(num_threads) as pool:
-        for row, number in enumerate(trace.shape.moe_layers):
-            experts = trace.experts(number, domain)
+        for row, experts in enumerate(_layers(trace, domain, num_tokens)):
             for index, (tokens, visitors) in enumerate(visits):
                 layer = RoutedLayer(row, tokens.select(experts), before[index])
                 before[index] = layer.experts
@@ -203,3 +205,11 @@ def visit_layers(
                 waiting.popleft().result()
         for future in waiting:
             future.result()
+
+
+def _layers(trace: Trace, domain: str | None, num_tokens: int) -> Iterator[NDArray[np.uint16]]:
+    """[T, K] of every layer, a few of them read together."""
+    shape = trace.shape
+    together = max(1, _LAYER_BYTES // max(1, num_tokens * shape.top_k * 2))
+    for row in range(0, shape.num_moe_layers, together):
+        yield from trace.experts_of(shape.moe_layers[row : row + together], domain)

@@ -179,16 +179,24 @@ class Trace:
             ValueError: the model has no such MoE layer, or the trace no such domain.
             TraceError: the trace has counts alone.
         """
-        if layer not in self.shape.moe_layers:
-            raise ValueError(f"layer {layer}, expected one of {self.shape.moe_layers}")
+        return self.experts_of([layer], domain)[0]
+
+    def experts_of(
+        self, layers: Sequence[int], domain: str | None = None
+    ) -> list[NDArray[np.uint16]]:
+        """`experts` of several layers; each part is opened once for all of them."""
+        unknown = [layer for layer in layers if layer not in self.shape.moe_layers]
+        if unknown:
+            raise ValueError(f"layer {unknown[0]}, expected one of {self.shape.moe_layers}")
         top_k = self.shape.top_k
-        found = [np.zeros((0, top_k), np.uint16)]
+        found = [[np.zeros((0, top_k), np.uint16)] for _ in layers]
         for part, file in self._files(domain):
             where = self.path / part.path
-            index = columns.layers_of(file, where).index(layer)
-            table = columns.read_groups(file, [index], where, ["experts"])
-            found.append(columns.lists(table["experts"], top_k))
-        return np.concatenate(found)
+            there = columns.layers_of(file, where)
+            for arrays, layer in zip(found, layers, strict=True):
+                table = columns.read_groups(file, [there.index(layer)], where, ["experts"])
+                arrays.append(columns.lists(table["experts"], top_k))
+        return [np.concatenate(arrays) for arrays in found]
 
     def rows(
         self,
