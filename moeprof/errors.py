@@ -18,6 +18,10 @@ class TraceError(MoeprofError):
     """A trace, or the text it is made from, cannot be read or written."""
 
 
+class WriteError(TraceError):
+    """The disk failed while a trace was written; the cause is the `OSError`."""
+
+
 class PlacementError(MoeprofError):
     """A placement is malformed or belongs to another model."""
 

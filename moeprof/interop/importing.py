@@ -1,16 +1,18 @@
 """From foreign files to a trace: read, check, and only then put in place."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.errors import TraceError
+from moeprof.errors import TraceError, WriteError
 from moeprof.interop.checks import check_counts, check_tokens, empty_slots
 from moeprof.interop.formats import FORMATS
 from moeprof.interop.model import ImportedModel, imported_model
@@ -74,7 +76,7 @@ def import_trace(
         missing=tuple(word for word in UNSAID if word in missing),
         counts_sha256="" if "rows" in missing else None,
     )
-    with _placed(output) as unfinished:
+    with _placed(output, force) as unfinished:
         if source.counted:
             _write_counted(unfinished, source, model, facts, origin)
         else:
@@ -93,17 +95,21 @@ def _cut(source: Source, facts: Facts) -> Source:
         )
     documents, left = [], facts.max_tokens
     for tokens in source.documents:
+        if left == 0:
+            break
         taken = tokens.num_tokens if left is None else min(left, tokens.num_tokens)
         length = facts.document_tokens or taken
         documents += [
             tokens.between(begin, min(begin + length, taken), facts.document_tokens is not None)
-            for begin in range(0, taken, length)
+            for begin in range(0, taken, max(length, 1))
         ]
         left = None if left is None else left - taken
     return replace(source, documents=documents)
 
 
 def _model(source: Source, facts: Facts, files: Sequence[Path]) -> ImportedModel:
+    if not source.documents and not source.counted:
+        raise TraceError(f"{files[0]}: holds no tokens", "name files with routing")
     if source.documents:
         num_rows, _, slots = source.documents[0].experts.shape
         return imported_model(source.stated, facts, num_rows, slots, files[0].name)
@@ -275,28 +281,31 @@ def _check_free(output: Path, force: bool) -> None:
 
 
 @contextmanager
-def _placed(output: Path) -> Iterator[Path]:
+def _placed(output: Path, force: bool) -> Iterator[Path]:
     """A folder to write into, which becomes `output` once it is complete, or nothing at all."""
-    unfinished = output.with_name(f".{output.name}.importing")
-    replaced = output.with_name(f".{output.name}.replaced")
+    target = Path(os.path.realpath(output))
+    staging: Path | None = None
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(mkdtemp(prefix=f".{target.name}.", suffix=".importing", dir=target.parent))
+        unfinished, replaced = staging / "trace", staging / "replaced"
         yield unfinished
-        if output.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            output.rename(replaced)
+        _check_free(output, force)
+        if target.exists():
+            target.rename(replaced)
         try:
-            unfinished.rename(output)
+            unfinished.rename(target)
         except OSError:
             if replaced.exists():
-                replaced.rename(output)
+                replaced.rename(target)
             raise
-    except OSError as error:
+    except (OSError, WriteError) as error:
+        cause = error.__cause__ if isinstance(error, WriteError) else error
+        reason = getattr(cause, "strerror", None) or cause
         raise TraceError(
-            f"{output}: cannot write ({error.strerror or error})",
-            "free space, or choose another output",
+            f"{output}: cannot write ({reason}); nothing was imported",
+            "free space, or choose another -o",
         ) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)

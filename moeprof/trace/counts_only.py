@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from moeprof.errors import TraceError
+from moeprof.errors import TraceError, WriteError
 from moeprof.trace import schema
 from moeprof.trace.tally import Tally
 
@@ -36,7 +36,7 @@ def write_counts(path: Path, metadata: schema.TraceMetadata, tally: Tally) -> No
         text = replace(metadata, origin=origin).to_json()
         (path / schema.METADATA_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise TraceError(
+        raise WriteError(
             f"{path}: cannot write ({error.strerror or error})", "free space, or write elsewhere"
         ) from error
 

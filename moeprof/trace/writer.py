@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moeprof.errors import TraceError
+from moeprof.errors import TraceError, WriteError
 from moeprof.native import NO_EXPERT, count_assignments
 from moeprof.trace import schema
 from moeprof.trace.reader import Trace, open_trace
@@ -332,7 +332,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TraceError(
+        raise WriteError(
             f"{path}: cannot write ({error.strerror or error}); what was committed before is kept",
             "free space or choose another output, then repeat the command with --resume",
         ) from error
