@@ -56,6 +56,11 @@ def test_what_is_not_admitted_stays_outside(tmp_path, accesses):
         ("self.lookups = 0", "self.lookups = 1 / 0", "__init__ raised ZeroDivisionError in line 5"),
         ("return candidates[np", "return -1 or candidates[np", "victim returned -1, which is no"),
         ("return candidates[np", "return None or [np", "victim returned .*, which is no candidate"),
+        ("return True", "return np.ones(3)", r"admit returned array\(.*, which is no truth value"),
+        ("return True", "raise SystemExit(0)", "admit raised SystemExit in line 12: 0"),
+        ("import numpy as np", "raise SystemExit(0)", "raised SystemExit in line 1: 0"),
+        ("return candidates[np", "candidates[:] = 0; return 0 * [np", "victim raised ValueError in"),
+        ("self.lookups = 0", "facts.cell_bytes[:] = 1", "__init__ raised ValueError in line 5"),
         ("def admit", "def admits", "has no method admit"),
         ("class Mine", "class Other", "has no class Mine"),
         ("import numpy as np", "import nonsense", "raised ModuleNotFoundError in line 1"),
@@ -70,6 +75,11 @@ def test_a_failure_of_a_users_policy_is_a_sentence_with_its_line(
     with pytest.raises(MoeprofError, match=message) as failed:
         replayed(tmp_path, accesses, source.replace(old, new))
     assert failed.value.hint
+
+
+def test_an_interrupt_is_not_taken_for_a_failure_of_the_policy(tmp_path, accesses):
+    with pytest.raises(KeyboardInterrupt):
+        replayed(tmp_path, accesses, example().replace("return True", "raise KeyboardInterrupt"))
 
 
 @pytest.mark.parametrize(

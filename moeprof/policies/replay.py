@@ -227,7 +227,9 @@ def _replayed(
         return _optimum(accesses, restarts, sizes, pools // sizes.min())
     make = None
     if policy.make is not None:
-        facts = CacheFacts(accesses.shape, sizes, int(pools[0]))
+        given = sizes.copy()
+        given.flags.writeable = False
+        facts = CacheFacts(accesses.shape, given, int(pools[0]))
         make = partial(Guarded, policy.make, policy.label, facts)
     is_hit, hits, served, uploads, bytes_read = replay_lookups(
         *lookups,

@@ -27,7 +27,7 @@ class CacheFacts:
     Attributes:
         shape: the model's numbers; cell `row * num_experts + expert` is an expert of the layer
             `shape.moe_layers[row]`.
-        cell_bytes: [L * E] int64, bytes of each cell.
+        cell_bytes: [L * E] int64, bytes of each cell; read-only.
         budget_bytes: bytes that the entries may take together.
     """
 
@@ -70,7 +70,10 @@ class UserPolicy(Protocol):
         """Whether to bring a missing cell in; else it is computed where it lies."""
 
     def victim(self, candidates: NDArray[np.int64]) -> int:
-        """Which entry to give up: one of `candidates`, present and not used by this batch."""
+        """Which entry to give up: one of `candidates`, present and not used by this batch.
+
+        `candidates` ascend and are read-only.
+        """
 
 
 def user_policy(text: str) -> Policy:
@@ -106,7 +109,7 @@ def _module(file: Path) -> ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # anything may go wrong in a user's file
+    except (Exception, SystemExit) as error:  # anything may go wrong in a user's file
         raise MoeprofError(f"{file}: {_spelled(error, file)}", "mend the file") from error
     return module
 
@@ -131,12 +134,19 @@ class Guarded:
 
     def admit(self, cell: int) -> bool:
         """Ask about a missing cell."""
-        return bool(self._call("admit", self._policy.admit, cell))  # type: ignore[attr-defined]
+        answer = self._call("admit", self._policy.admit, cell)  # type: ignore[attr-defined]
+        if not isinstance(answer, bool | np.bool_ | int):
+            raise MoeprofError(
+                f"policy {self._label}: admit returned {_shown(answer)}, which is no truth value",
+                "return True or False",
+            )
+        return bool(answer)
 
     def victim(self, candidates: NDArray[np.int64]) -> int:
         """Ask for an entry to give up."""
+        candidates.flags.writeable = False
         method = self._policy.victim  # type: ignore[attr-defined]
-        answer = self._call("victim", method, candidates)
+        answer = self._call("victim", method, candidates.view())
         try:
             cell = operator.index(answer)  # type: ignore[arg-type]
         except TypeError:
@@ -144,7 +154,7 @@ class Guarded:
         place = int(np.searchsorted(candidates, cell))  # they ascend
         if place == len(candidates) or candidates[place] != cell:
             raise MoeprofError(
-                f"policy {self._label}: victim returned {answer!r}, which is no candidate",
+                f"policy {self._label}: victim returned {_shown(answer)}, which is no candidate",
                 "return one of the candidates it was given",
             )
         return cell
@@ -152,12 +162,20 @@ class Guarded:
     def _call(self, name: str, method: Callable[..., object], *arguments: object) -> object:
         try:
             return method(*arguments)
-        except Exception as error:  # anything may go wrong in a user's code
+        except (Exception, SystemExit) as error:  # anything may go wrong in a user's code
             what = f"policy {self._label}: {name} {_spelled(error, self._file)}"
             raise MoeprofError(what, f"mend it; {_PROTOCOL}") from error
 
 
-def _spelled(error: Exception, file: Path) -> str:
+def _shown(answer: object) -> str:
+    """What a user's policy returned, on one line; its `__repr__` may fail like anything else."""
+    try:
+        return " ".join(repr(answer).split())
+    except Exception:
+        return f"a {type(answer).__name__}"
+
+
+def _spelled(error: BaseException, file: Path) -> str:
     """What was raised, and the last line of the user's file that was running."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
