@@ -413,7 +413,7 @@ class TestPlan:
         assert placement.predicted.decode.tokens_per_s is None
 
     def test_ram_that_cannot_hold_the_rest_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(CapacityError, match=r"experts outside VRAM take 17\.6 KiB"):
+        with pytest.raises(CapacityError, match=r"experts that it has to hold take 17\.6 KiB"):
             plan_skewed(tmp_path, hardware=make_hardware(ram_bytes=10_000))
 
     def test_a_single_document_gives_a_plan_that_cannot_tell(self, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from moeprof.plan.simulation import SimulationRequest, simulate
 from moeprof.plan.trace_facts import expert_bytes_in
 from moeprof.policies import parse_policy
 from moeprof.report.policy_figure import policy_figure
+from moeprof.trace.origin import Origin
 
 SHAPE = make_shape(moe_layers=(0, 1), num_experts=4, top_k=1, expert_bytes=1000)
 
@@ -91,11 +93,41 @@ def test_static_needs_two_documents_or_leave_to_learn_from_what_it_is_scored_on(
     found = simulate(trace, request("static", held_out=False))
     assert found.rows["hit_rate"].tolist() == [1.0]
     assert "not held out" in found.notes[0]
-    names = simulate(trace, request()).rows["policy"].tolist()
+    found = simulate(trace, request())
+    assert any(note.startswith("static is left out") for note in found.notes)
+    assert any(note.startswith("optimum begins each phase with") for note in found.notes)
+    names = found.rows["policy"].tolist()
     assert names == ["lru", "lfu", "lfru", "belady", "optimum"]
     assert simulate(trace, request(held_out=False)).rows["policy"][0] == "static"
     names = simulate(trace, request("lru", bounded=True)).rows["policy"].tolist()
     assert names == ["lru", "optimum"]
+
+
+def test_ram_must_hold_what_a_policy_needs_there(tmp_path):
+    trace = make_routed(tmp_path / "t", SHAPE, {"a": [decoded(1)] * 2})
+    # Of 8000 bytes of experts, 4000 lie outside VRAM; a cache needs all of them in RAM.
+    for policy, ram in (("static", 4000), ("lru", 8000)):
+        machine = make_hardware(vram_bytes=3999, ram_bytes=ram)
+        notes = simulate(trace, request(policy, hardware=machine)).notes
+        assert any("has 3.9 KiB of VRAM: tokens/s under a larger" in note for note in notes)
+        machine = make_hardware(vram_bytes=4000, ram_bytes=ram - 1)
+        with pytest.raises(CapacityError, match="ram: the experts that it has to hold") as failed:
+            simulate(trace, request(policy, hardware=machine))
+        assert failed.value.hint
+        notes = simulate(
+            trace, request(policy, hardware=make_hardware(vram_bytes=4000, ram_bytes=ram))
+        ).notes
+        assert not any("of VRAM" in note for note in notes)
+
+
+def test_what_the_trace_does_not_say_of_dense_weights_is_noted_beside_speeds(tmp_path):
+    trace = make_routed(tmp_path / "t", SHAPE, {"a": [decoded(1)] * 2})
+    origin = Origin("csv", ("routing.csv",), ("dense_bytes",))
+    trace.metadata = replace(trace.metadata, origin=origin)
+    wanted = "tokens/s leave out what lies outside the experts"
+    notes = simulate(trace, request("lru", hardware=make_hardware())).notes
+    assert any(note.startswith(wanted) for note in notes)
+    assert not any(wanted in note for note in simulate(trace, request("lru")).notes)
 
 
 def test_a_domain_that_is_not_there_and_a_format_that_is_not_known_are_refused(tmp_path):

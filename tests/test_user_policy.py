@@ -59,7 +59,7 @@ def test_what_is_not_admitted_stays_outside(tmp_path, accesses):
         ("return True", "return np.ones(3)", r"admit returned array\(.*, which is no truth value"),
         ("return True", "raise SystemExit(0)", "admit raised SystemExit in line 12: 0"),
         ("import numpy as np", "raise SystemExit(0)", "raised SystemExit in line 1: 0"),
-        ("return candidates[np", "candidates[:] = 0; return 0 * [np", "victim raised ValueError in"),
+        ("return candidates[np", "candidates[:] = 0; return 0 * [np", "victim raised ValueError"),
         ("self.lookups = 0", "facts.cell_bytes[:] = 1", "__init__ raised ValueError in line 5"),
         ("def admit", "def admits", "has no method admit"),
         ("class Mine", "class Other", "has no class Mine"),

@@ -44,17 +44,26 @@ def expert_budget(model: ModelFacts, request: PlanRequest) -> Budget:
     )
 
 
-def check_ram(needed: int, profile: HardwareProfile | None) -> None:
+def check_ram(
+    needed: int,
+    profile: HardwareProfile | None,
+    remedy: str = "raise --vram, or use a machine with more memory",
+) -> None:
     """Refuse a machine whose RAM cannot hold so many bytes of experts.
+
+    Args:
+        needed: bytes of experts that RAM has to hold.
+        profile: of the machine, if any.
+        remedy: one next step.
 
     Raises:
         CapacityError: it cannot.
     """
     if profile is not None and needed > profile.tiers["ram"].capacity_bytes:
         raise CapacityError(
-            f"ram: the experts outside VRAM take {format_size(needed)}, {profile.name} has "
+            f"ram: the experts that it has to hold take {format_size(needed)}, {profile.name} has "
             f"{format_size(profile.tiers['ram'].capacity_bytes)}",
-            "raise --vram, or use a machine with more memory",
+            remedy,
         )
 
 

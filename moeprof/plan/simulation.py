@@ -16,6 +16,7 @@ from moeprof.errors import TraceError
 from moeprof.hardware import HardwareProfile
 from moeprof.model_shape import ModelShape
 from moeprof.placement import Estimate
+from moeprof.plan.budget import check_ram
 from moeprof.plan.evaluation import NUM_RESAMPLES, Split, hit_share, speed
 from moeprof.plan.played import Clocks, clocks_of, play_cache
 from moeprof.plan.routed import Routed
@@ -33,6 +34,7 @@ from moeprof.policies import (
 )
 from moeprof.trace import PHASES, Trace
 from moeprof.trace.folds import group_of_sequence
+from moeprof.trace.origin import UNSAID
 from moeprof.units import format_size
 
 USUAL_POLICIES = ("static", "lru", "lfu", "lfru", "belady", "optimum")
@@ -124,7 +126,9 @@ def simulate(trace: Trace, request: SimulationRequest) -> Simulation:
     Raises:
         TraceError: the trace cannot be replayed, has no such domain, or too few documents to learn
             from some and score on others.
-        CapacityError: the hardware profile does not know the format.
+        CapacityError: the hardware profile does not know the format, or its RAM cannot hold what
+            a policy needs there: a cache all experts, to bring them in from, `static` those that
+            VRAM does not hold.
         MoeprofError: a policy of a user failed.
     """
     if request.domain is not None and request.domain not in trace.domains:
@@ -134,6 +138,7 @@ def simulate(trace: Trace, request: SimulationRequest) -> Simulation:
         )
     policies = _policies(trace, request)
     replays = _Replays(trace, request, policies)
+    _check_ram(policies, request, int(replays.cell_bytes.sum()))
     pairs = list(product(policies, request.budgets))
     with ThreadPoolExecutor(request.threads) as pool:
         rows = list(pool.map(lambda pair: replays.rows(*pair), pairs))
@@ -159,6 +164,20 @@ def _policies(trace: Trace, request: SimulationRequest) -> tuple[Policy, ...]:
     return tuple({policy.name: policy for policy in policies}.values())
 
 
+def _check_ram(policies: tuple[Policy, ...], request: SimulationRequest, total_bytes: int) -> None:
+    smallest = min(request.budgets, default=0)
+    for policy in policies:
+        if policy.order == "static":
+            outside = max(0, total_bytes - smallest)
+            check_ram(outside, request.hardware, "raise --budget, or state more memory")
+        else:
+            check_ram(
+                total_bytes,
+                request.hardware,
+                "use a machine with more memory, or replay static, which copies nothing",
+            )
+
+
 class _Replays:
     """What all replays share."""
 
@@ -166,6 +185,7 @@ class _Replays:
         self, trace: Trace, request: SimulationRequest, policies: tuple[Policy, ...]
     ) -> None:
         self.request = request
+        self.policies = policies
         self.foreseeing = {one.name for one in policies if one.knows_future}
         domains = None if request.domain is None else (request.domain,)
         accesses = read_accesses(trace, domains)
@@ -306,7 +326,35 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
     yield f"{documents} document{'s' * (documents > 1)}; the cache {where}"
     if replays.split.degrees < 1:
         yield "no intervals: they are over documents, and there are too few"
-    if request.hardware is None:
+    if not request.policies and not any(policy.learns for policy in replays.policies):
+        yield (
+            "static is left out: one document has tokens to learn from, two are needed to learn "
+            "from some and score on others"
+        )
+    if any(policy.order == "optimum" for policy in replays.policies):
+        yield (
+            "optimum begins each phase with what it will need, which is not counted as copied, and "
+            "may leave a missed expert outside"
+        )
+    if request.hardware is not None:
+        yield from _notes_on_speed(trace, request, request.hardware)
+    else:
         yield "tokens/s are not predicted: no hardware profile was given"
     if "documents" in trace.metadata.missing:
         yield "where documents begin is not known; the trace counts as it is divided"
+
+
+def _notes_on_speed(
+    trace: Trace, request: SimulationRequest, profile: HardwareProfile
+) -> Iterator[str]:
+    capacity = profile.tiers["vram"].capacity_bytes
+    if any(budget > capacity for budget in request.budgets):
+        yield (
+            f"{profile.name} has {format_size(capacity)} of VRAM: tokens/s under a larger budget "
+            "are as if it had more"
+        )
+    if "dense_bytes" in trace.metadata.missing:
+        yield (
+            "tokens/s leave out what lies outside the experts: the trace does not say "
+            f"{UNSAID['dense_bytes']}"
+        )
