@@ -72,13 +72,12 @@ DecodeMemory memory_of(const DeviceLayer& layer, std::uint32_t num_tokens, std::
     const std::uint32_t num_pairs = num_tokens * layer.top_k;
     const std::uint32_t blocks = static_cast<std::uint32_t>(device.num_multiprocessors);
     const std::uint32_t items = layer.hidden_size / (2 * kQuad);
-    const std::uint32_t num_teams = num_warps * kWarp / kTeam;
-    const std::uint32_t own_rows = (items + blocks - 1) / blocks * 2 * kQuad;
     DecodeMemory memory;
-    memory.rows = num_warps * RingOf<kFormat>::kBytes;
-    memory.between = memory.rows + num_tokens * ready_row_bytes<kFormat>(layer.hidden_size);
+    memory.ready = num_warps * RingOf<kFormat>::kBytes;
     memory.results =
-        memory.between + num_teams * num_tokens * ready_row_bytes<kFormat>(layer.width);
+        memory.ready + std::max(num_tokens * ready_row_bytes<kFormat>(layer.hidden_size),
+                                num_pairs * ready_row_bytes<kFormat>(layer.width));
+    const std::uint32_t own_rows = (items + blocks - 1) / blocks * 2 * kQuad;
     memory.num_bytes = memory.results + num_pairs * own_rows * sizeof(float);
     return memory;
 }
@@ -89,7 +88,7 @@ Launch launch_for(const DeviceLayer& layer, std::uint32_t num_tokens, const Devi
     for (std::uint32_t tokens = num_tokens; tokens > 0; --tokens) {
         if (tokens * layer.top_k > kMaxDecodePairs) continue;
         const Variant variant = variant_of<kFormat>(layer, tokens, device);
-        for (std::uint32_t num_warps = kMostWarps; num_warps >= 4; num_warps -= 4) {
+        for (std::uint32_t num_warps = kMostWarps; num_warps >= 4; num_warps /= 2) {
             const DecodeMemory memory = memory_of<kFormat>(layer, tokens, num_warps, device);
             if (static_cast<int>(memory.num_bytes) > variant.limit) continue;
             return {tokens, num_warps, memory, variant};

@@ -5,12 +5,12 @@
 // hidden_size]; at most 8 tokens. One thread block on every multiprocessor, all at once:
 //
 // 1. As soon as the ids are known, each warp begins to copy what it will read into a ring of its
-//    own in shared memory, as far ahead as the ring is long. A warp goes on to down's bytes when it
-//    is done with gate and up: memory is read without a pause between the projections.
+//    own in shared memory, as far ahead as the ring is long, down's bytes too while others still
+//    compute gate and up: memory is read without a pause between the projections.
 // 2. Every block makes the rows ready; block 0 posts to the host what is not on this device.
 // 3. Warps multiply gate and up, and pass the values of the unit on through device memory.
-// 4. Every block takes all values of the unit as they come, expert after expert, and multiplies its
-//    own rows of down of all experts.
+// 4. Every block takes all values of the unit as they come, and multiplies its own rows of down of
+//    all experts.
 // 5. It takes the host's words for its rows, if there are any to come, and adds up its rows' slots.
 //
 // Bytes: the packed bytes of every distinct expert on this device once, and nothing else of size.
@@ -127,105 +127,57 @@ __device__ inline void take_sums(const DecodeCall& call, const Share& share, std
     }
 }
 
-// What the warps of a launch share.
-struct Work {
-    const DecodeCall& call;
-    const Share& share;
-    const Team& team;
-    std::uint32_t* between;   // passed from block to block
-    std::uint8_t* rows;       // ready
-    std::uint8_t* down_rows;  // ready, the team's
-    float* results;
-};
-
-// The lane's two sums of the stream's next item, of the job's token threadIdx.x % 8; `rows` gives
-// where the ready row of a token is.
-template <Format kFormat, typename Jobs, typename Rows>
-__device__ __forceinline__ float2 next_item(Stream<kFormat, Jobs>& stream, const Jobs& jobs,
-                                            std::uint32_t job, std::uint32_t row_size, Rows rows) {
+// Multiplies the warp's items of one projection: `ready` are the rows that it reads.
+template <Format kFormat, typename Jobs>
+__device__ __forceinline__ void project(const DecodeCall& call, const Share& share,
+                                        const Jobs& jobs, bool is_down, SharedAddress ready,
+                                        Stream<kFormat, Jobs>& stream, std::uint32_t* between,
+                                        float* results) {
     constexpr std::uint32_t kTokens = Jobs::kMostTokens;
-    const std::uint32_t num_tokens = jobs.num_tokens(job);
-    SharedAddress addresses[kTokens];
-    float sums[2][kTokens];
-#pragma unroll
-    for (std::uint32_t t = 0; t < kTokens; ++t) addresses[t] = rows(t < num_tokens ? t : 0);
-    multiply_item<kFormat>(stream, jobs, row_size, addresses, num_tokens, sums);
-    float2 own = make_float2(sums[0][0], sums[1][0]);
-#pragma unroll
-    for (std::uint32_t t = 1; t < kTokens; ++t) {
-        if (t == threadIdx.x % 8) own = make_float2(sums[0][t], sums[1][t]);
-    }
-    return own;
-}
-
-template <Format kFormat, typename Jobs>
-__device__ const float* biases_of(const DeviceLayer& layer, const Jobs& jobs, std::uint32_t job) {
-    return reinterpret_cast<const float*>(
-        jobs.packed(job) + expert_bytes(kFormat, layer.hidden_size, layer.width, false));
-}
-
-template <Format kFormat, typename Jobs>
-__device__ __forceinline__ void gate_up(const Work& work, const Jobs& jobs,
-                                        Stream<kFormat, Jobs>& stream) {
-    const DeviceLayer& layer = work.call.layer;
-    const SharedAddress ready = address_of(work.rows);
-    const std::uint32_t row_bytes = ready_row_bytes<kFormat>(layer.hidden_size);
+    const DeviceLayer& layer = call.layer;
+    const std::uint32_t lane_row = threadIdx.x % kWarp / 8;
+    const std::uint32_t t = threadIdx.x % 8;  // the token whose sums this lane keeps
+    const std::uint32_t row_size = call.projections[is_down].row_size;
+    const std::uint32_t row_bytes = ready_row_bytes<kFormat>(row_size);
 #pragma unroll 1
-    for (Items items = Items::gate_up(work.call); !items.is_done(jobs.num_jobs()); items.next()) {
-        const std::uint32_t job = items.job(), token = threadIdx.x % 8;
-        const std::uint32_t row = items.place() * kQuad + threadIdx.x % kWarp / 8;
-        float2 sums = next_item(stream, jobs, job, layer.hidden_size, [&](std::uint32_t t) {
-            return ready + jobs.token(job, t) * row_bytes;
-        });
-        if (token >= jobs.num_tokens(job)) continue;
+    for (Items items(call, share, is_down); !items.is_done(jobs.num_jobs()); items.next()) {
+        const std::uint32_t job = items.job();
+        const std::uint32_t num_tokens = jobs.num_tokens(job);
+        SharedAddress rows[kTokens];
+        float sums[2][kTokens];
+#pragma unroll
+        for (std::uint32_t i = 0; i < kTokens; ++i) {
+            const std::uint32_t own = i < num_tokens ? i : 0;
+            rows[i] = ready + (is_down ? jobs.number(job, own) : jobs.token(job, own)) * row_bytes;
+        }
+        multiply_item<kFormat>(stream, jobs, row_size, rows, num_tokens, sums);
+        if (t >= num_tokens) continue;
+        float first = sums[0][0], second = sums[1][0];
+#pragma unroll
+        for (std::uint32_t i = 1; i < kTokens; ++i) {
+            if (i != t) continue;
+            first = sums[0][i];
+            second = sums[1][i];
+        }
+        // Of gate and up: the same row of both. Of down: two rows four apart.
+        const std::uint32_t row = items.place() * (is_down ? 2 * kQuad : kQuad) + lane_row;
         if (layer.has_biases) {
-            const float* biases = biases_of<kFormat>(layer, jobs, job);
-            sums.x = sums.x + biases[row];
-            sums.y = sums.y + biases[layer.width + row];
+            const auto* biases = reinterpret_cast<const float*>(
+                jobs.packed(job) + expert_bytes(kFormat, layer.hidden_size, layer.width, false));
+            if (is_down) biases += 2 * layer.width + share.first_row();
+            first = first + biases[row];
+            second = second + biases[row + (is_down ? kQuad : layer.width)];
         }
-        pass_on(work.between + passed_place(jobs.number(job, token) * layer.width + row),
-                passed_word(gated(layer.unit, sums.x, sums.y)));
-    }
-}
-
-// False in threads that saw a value that is not finite.
-template <Format kFormat, typename Jobs>
-__device__ __forceinline__ bool down(const Work& work, const Jobs& jobs,
-                                     Stream<kFormat, Jobs>& stream) {
-    const DeviceLayer& layer = work.call.layer;
-    const Projection& shape = work.call.projections[1];
-    const SharedAddress ready = address_of(work.down_rows);
-    const std::uint32_t row_bytes = ready_row_bytes<kFormat>(layer.width);
-    const std::uint32_t num_rows = work.share.num_rows();
-    Items items = Items::down(work.share, work.team);
-    bool is_finite = true;
-#pragma unroll 1
-    for (std::uint32_t job = work.team.index; job < jobs.num_jobs(); job += work.team.count) {
-        RowMaker<kFormat, PassedRows<Jobs>, 3> rows({jobs, job, work.between, shape},
-                                                    jobs.num_tokens(job), shape,
-                                                    threadIdx.x % kTeam, kTeam);
-        if (job != work.team.index) work.team.sync();  // until the last job's rows were read
-        is_finite &= rows.make(work.down_rows);
-        work.team.sync();
-#pragma unroll 1
-        for (; items.job() == job; items.next()) {
-            const std::uint32_t token = threadIdx.x % 8;
-            const std::uint32_t row = items.place() * 2 * kQuad + threadIdx.x % kWarp / 8;
-            float2 sums = next_item(stream, jobs, job, layer.width,
-                                    [&](std::uint32_t t) { return ready + t * row_bytes; });
-            if (token >= jobs.num_tokens(job)) continue;
-            if (layer.has_biases) {
-                const float* biases =
-                    biases_of<kFormat>(layer, jobs, job) + 2 * layer.width + work.share.first_row();
-                sums.x = sums.x + biases[row];
-                sums.y = sums.y + biases[row + kQuad];
-            }
-            float* result = work.results + jobs.number(job, token) * num_rows + row;
-            result[0] = sums.x;
-            result[kQuad] = sums.y;
+        const std::uint32_t number = jobs.number(job, t);
+        if (is_down) {
+            float* result = results + number * share.num_rows() + row;
+            result[0] = first;
+            result[kQuad] = second;
+        } else {
+            pass_on(between + passed_place(number * layer.width + row),
+                    passed_word(gated(layer.unit, first, second)));
         }
     }
-    return is_finite;
 }
 
 template <Format kFormat, typename Jobs>
@@ -237,6 +189,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     __shared__ typename Jobs::Tables tables;
     __shared__ std::uint64_t barriers[kMostWarps * RingOf<kFormat>::kBarrierBytes / 8];
     auto* memory = reinterpret_cast<std::uint8_t*>(shared);
+    std::uint8_t* ready = memory + call.memory.ready;
+    auto* results = reinterpret_cast<float*>(memory + call.memory.results);
     const DeviceLayer& layer = call.layer;
     const std::uint32_t warp = threadIdx.x / kWarp;
     BlockState* state = call.state->blocks + blockIdx.x;
@@ -244,8 +198,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     let_next_kernel_start();
     const SlotTable slots(layer);
     const Share share(call);
-    const Team team;
-    Stream<kFormat, Jobs> stream(address_of(memory) + warp * Ring::kBytes,
+    Stream<kFormat, Jobs> stream(call, share, address_of(memory) + warp * Ring::kBytes,
                                  address_of(barriers) + warp * Ring::kBarrierBytes);
     wait_for_previous_kernel();
 
@@ -256,35 +209,33 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     // What must be waited for is asked for together, and before weights fill the way from memory.
     Jobs jobs(layer, call.input, tables);
     RowMaker<kFormat, GivenRows, kAhead> given({call.input}, call.input.num_tokens,
-                                               call.projections[0], threadIdx.x, blockDim.x);
+                                               call.projections[0]);
     slots.store(tables.slots);
     __syncthreads();
     jobs.resolve(call.input, tables);
-    stream.start(jobs, call.projections[0], Items::gate_up(call), 0);
+    stream.start_gate_up(jobs);
 
     if (warp == 0) jobs.tell_pairs(call.exchange, tables);
     const bool asks = jobs.num_host() > 0;
     const bool posts = asks && blockIdx.x == 0;
     const std::uint32_t number = before.posted + 1 == 0 ? 1 : before.posted + 1;
     const bool wants_sums = asks && jobs.num_jobs() == 0;
+    std::uint32_t* between = passed_buffer(call, before.launches);
     empty(passed_buffer(call, before.launches + 1), before.num_used);
-    const std::uint32_t team_rows = team.index * call.input.num_tokens;
-    const Work work{
-        call,
-        share,
-        team,
-        passed_buffer(call, before.launches),
-        memory + call.memory.rows,
-        memory + call.memory.between + team_rows * ready_row_bytes<kFormat>(layer.width),
-        reinterpret_cast<float*>(memory + call.memory.results)};
     bool is_finite = true;
-    if (jobs.num_jobs() > 0 || posts) is_finite = given.make(work.rows);
+    if (jobs.num_jobs() > 0 || posts) is_finite = given.make(ready);
     __syncthreads();
-    if (posts) post<kFormat>(call, tables.pairs, jobs.num_here(), work.rows, number, wants_sums);
-    if (jobs.num_jobs() > 0) {
-        gate_up(work, jobs, stream);
-        stream.start(jobs, call.projections[1], Items::down(share, team), share.first);
-        is_finite &= down(work, jobs, stream);
+    if (posts) post<kFormat>(call, tables.pairs, jobs.num_here(), ready, number, wants_sums);
+#pragma unroll 1
+    for (std::uint32_t step = 0; step < 2 && jobs.num_jobs() > 0; ++step) {
+        if (step == 1) {
+            stream.start_down(jobs);
+            RowMaker<kFormat, PassedRows, 4> passed({between}, jobs.num_here(),
+                                                    call.projections[1]);
+            is_finite &= passed.make(ready);
+            __syncthreads();
+        }
+        project<kFormat>(call, share, jobs, step == 1, address_of(ready), stream, between, results);
         __syncthreads();
     }
     if (!is_finite) report(call.exchange, kFaultNotFinite);
@@ -293,10 +244,10 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
         take_sums(call, share, number);
     } else {
         if (asks) {
-            take_answer(call, share, tables.pairs, jobs.num_here(), number, work.results);
+            take_answer(call, share, tables.pairs, jobs.num_here(), number, results);
             __syncthreads();
         }
-        join(call, share, tables.pairs, work.results);
+        join(call, share, tables.pairs, results);
     }
     if constexpr (Jobs::kMostTokens == 1) {
         const bool counts = call.counted.num_tokens == 1 && blockIdx.x + 1 == gridDim.x;

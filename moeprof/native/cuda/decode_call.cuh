@@ -33,9 +33,8 @@ struct Projection {
 
 // Dynamic shared memory; the rings come first, and each part begins on a 16-byte boundary.
 struct DecodeMemory {
-    std::uint32_t rows;     // ready [tokens]
-    std::uint32_t between;  // ready [teams, tokens], of a team's job
-    std::uint32_t results;  // [pairs, rows of a block] float32
+    std::uint32_t ready;    // rows while gate and up are computed, then what lies between
+    std::uint32_t results;  // [pairs here, rows of a block] float32
     std::uint32_t num_bytes;
 };
 
@@ -70,63 +69,46 @@ struct Share {
     __device__ std::uint32_t num_rows() const { return size * 2 * kQuad; }
 };
 
-constexpr std::uint32_t kTeam = 2 * kWarp;
-
-struct Team {
-    std::uint32_t index;
-    std::uint32_t count;   // of teams
-    std::uint32_t member;  // this warp's place
-
-    __device__ Team()
-        : index(threadIdx.x / kTeam),
-          count(blockDim.x / kTeam),
-          member(threadIdx.x / kWarp % (kTeam / kWarp)) {}
-    __device__ void sync() const { sync_some(1 + index, kTeam); }
-};
-
 // The items of a projection that one warp takes, in order.
 class Items {
   public:
-    __device__ static Items gate_up(const DecodeCall& call) {
-        const std::uint32_t first = blockIdx.x + gridDim.x * (threadIdx.x / kWarp);
-        Items items;
-        items.per_job_ = call.projections[0].num_items;
-        items.step_ = gridDim.x * (blockDim.x / kWarp);
-        items.job_ = call.gate_up_items.divide(first);
-        items.place_ = first - items.job_ * items.per_job_;
-        return items;
+    __device__ Items(const DecodeCall& call, const Share& share, bool is_down) {
+        const std::uint32_t warp = threadIdx.x / kWarp;
+        const std::uint32_t num_warps = blockDim.x / kWarp;
+        if (is_down) {
+            per_job_ = share.size;
+            step_ = num_warps;
+            place_ = warp;
+            job_ = per_job_ == 0 ? kMaxDecodePairs : 0;  // beyond any job
+            settle();
+        } else {
+            per_job_ = call.projections[0].num_items;
+            step_ = gridDim.x * num_warps;
+            const std::uint32_t first = blockIdx.x + gridDim.x * warp;
+            job_ = call.gate_up_items.divide(first);
+            place_ = first - job_ * per_job_;
+        }
     }
-    __device__ static Items down(const Share& share, const Team& team) {
-        Items items;
-        items.per_job_ = share.size;
-        items.step_ = kTeam / kWarp;
-        items.job_ = team.member < share.size ? team.index : kMaxDecodePairs;  // beyond any job
-        items.place_ = team.member;
-        items.next_job_ = team.count;
-        items.first_ = team.member;
-        return items;
-    }
-
     __device__ bool is_done(std::uint32_t num_jobs) const { return job_ >= num_jobs; }
     __device__ std::uint32_t job() const { return job_; }
     __device__ std::uint32_t place() const { return place_; }  // among those of the job
     __device__ void next() {
         place_ += step_;
-        if (next_job_ == 0) {
-            for (; place_ >= per_job_; ++job_) place_ -= per_job_;
-        } else if (place_ >= per_job_) {
-            place_ = first_;
-            job_ += next_job_;
-        }
+        settle();
     }
 
   private:
+    __device__ void settle() {
+        while (job_ < kMaxDecodePairs && place_ >= per_job_) {
+            place_ -= per_job_;
+            ++job_;
+        }
+    }
+
     std::uint32_t per_job_;
     std::uint32_t step_;
     std::uint32_t job_;
     std::uint32_t place_;
-    std::uint32_t next_job_ = 0;  // of down
-    std::uint32_t first_ = 0;
 };
 
 }  // namespace

@@ -55,11 +55,6 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
-// A barrier of `num_threads` threads, whole warps, of a block; `id` from 1 to 15.
-__device__ __forceinline__ void sync_some(unsigned id, unsigned num_threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
-}
-
 // Shared memory by its own addresses, which fit a register.
 using SharedAddress = std::uint32_t;
 
@@ -81,7 +76,7 @@ __device__ __forceinline__ void store_release(std::uint32_t* address, std::uint3
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-__device__ __forceinline__ void pause() { __nanosleep(64); }
+__device__ __forceinline__ void pause(unsigned nanoseconds = 64) { __nanosleep(nanoseconds); }
 
 __device__ __forceinline__ std::uint32_t load_shared(SharedAddress address) {
     std::uint32_t word;
@@ -194,10 +189,6 @@ __device__ __forceinline__ std::uint64_t nanoseconds() {
     std::uint64_t time;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
     return time;
-}
-
-__device__ __forceinline__ void pause(unsigned nanoseconds) {
-    asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds));
 }
 
 // sum + four products of unsigned bytes of `weights` with signed bytes of `values`.

@@ -87,8 +87,8 @@ class Answer {
     static constexpr std::uint32_t kLooksPerCheck = 64;
     static constexpr std::uint64_t kLongestPause = 1000;  // nanoseconds
 
-    // Pauses for a small part of the time that passed: looks of all blocks go through the memory in
-    // which the host computes. False once there is no answer to wait for.
+    // Pauses for a small part of the time that passed: the looks of all blocks go through the
+    // memory in which the host computes. False once there is no answer to wait for.
     __device__ bool goes_on() {
         if (has_given_up_) return false;
         const std::uint64_t now = nanoseconds();

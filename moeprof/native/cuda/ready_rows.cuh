@@ -50,19 +50,11 @@ struct GivenRows {
     }
 };
 
-// Of one job's tokens.
-template <typename Jobs>
 struct PassedRows {
-    const Jobs& jobs;
-    std::uint32_t job;
     const std::uint32_t* buffer;
-    const Projection& shape;
 
     __device__ uint4 load(std::uint32_t block, std::uint32_t part) const {
-        const std::uint32_t blocks = shape.row_size / kBlock;
-        const std::uint32_t row = Jobs::kMostTokens == 1 ? 0 : shape.blocks.divide(block);
-        const std::uint32_t at = (jobs.number(job, row) - row) * blocks + block;
-        return load_four_passed(buffer + passed_place(at * kBlock) + part * 4);
+        return load_four_passed(buffer + passed_place(block * kBlock) + part * 4);
     }
     __device__ float4 settle(uint4 words, std::uint32_t block, std::uint32_t part) const {
         while (words.x == 0 || words.y == 0 || words.z == 0 || words.w == 0) {
@@ -73,19 +65,15 @@ struct PassedRows {
     }
 };
 
-// Makes rows ready by some whole warps, eight lanes for each block; its first loads are begun apart
-// from the rest.
+// Makes rows ready, eight lanes for each block; its first loads are begun apart from the rest.
 template <Format kFormat, typename Rows, std::uint32_t kAhead>
 class RowMaker {
   public:
-    // `rank`: of the calling thread among the `num_threads`.
-    __device__ RowMaker(const Rows& rows, std::uint32_t num_rows, const Projection& shape,
-                        std::uint32_t rank, std::uint32_t num_threads)
+    __device__ RowMaker(const Rows& rows, std::uint32_t num_rows, const Projection& shape)
         : rows_(rows),
           shape_(shape),
           num_blocks_(num_rows * (shape.row_size / kBlock)),
-          abreast_(num_threads / 8),
-          block_(rank / 8) {
+          block_(threadIdx.x / 8) {
         load();
     }
 
@@ -98,7 +86,7 @@ class RowMaker {
         while (block_ - before < num_blocks_) {
 #pragma unroll
             for (std::uint32_t i = 0; i < kAhead; ++i) {
-                const std::uint32_t at = block_ + i * abreast_;
+                const std::uint32_t at = block_ + i * abreast();
                 if (at - before >= num_blocks_) break;  // the same for the whole warp
                 const bool writes = at < num_blocks_;
                 const std::uint32_t row = writes ? shape_.blocks.divide(at) : 0;
@@ -109,7 +97,7 @@ class RowMaker {
                     values, part(), ready + row * ready_row_bytes<kFormat>(shape_.row_size),
                     at - row * blocks, writes);
             }
-            block_ += kAhead * abreast_;
+            block_ += kAhead * abreast();
             load();
         }
         return is_finite;
@@ -117,11 +105,12 @@ class RowMaker {
 
   private:
     __device__ static std::uint32_t part() { return threadIdx.x % 8; }
+    __device__ static std::uint32_t abreast() { return blockDim.x / 8; }
 
     __device__ void load() {
 #pragma unroll
         for (std::uint32_t i = 0; i < kAhead; ++i) {
-            const std::uint32_t at = block_ + i * abreast_;
+            const std::uint32_t at = block_ + i * abreast();
             if (at < num_blocks_) loaded_[i] = rows_.load(at, part());
         }
     }
@@ -129,7 +118,6 @@ class RowMaker {
     const Rows rows_;
     const Projection& shape_;
     const std::uint32_t num_blocks_;
-    const std::uint32_t abreast_;
     std::uint32_t block_;
     uint4 loaded_[kAhead] = {};
 };

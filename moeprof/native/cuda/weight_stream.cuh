@@ -18,37 +18,38 @@ struct RingOf {
     static constexpr std::uint32_t kBarrierBytes = kByteBarrier * kStages;
 };
 
-// What a warp reads of a projection, in the order in which it will use it: copying goes on, item
-// after item, as far as the ring is long. Down is begun when gate and up are used up, so that it
-// does not stand in their way: so much is under way that what is asked for late comes late.
+// All that a warp will read, in the order in which it will use it: copying goes on, item after item
+// and from gate and up to down, as far as the ring is long. A warp without an item of gate and up
+// leaves the way to those that have one, and begins with down when they are done: so much is under
+// way that what is asked for late comes late.
 template <Format kFormat, typename Jobs>
 class Stream {
   public:
     using Ring = RingOf<kFormat>;
 
-    __device__ Stream(SharedAddress ring, SharedAddress barriers)
-        : stage_(ring), barrier_(barriers), ring_end_(ring + Ring::kBytes) {
+    // What can be known before the jobs are.
+    __device__ Stream(const DecodeCall& call, const Share& share, SharedAddress ring,
+                      SharedAddress barriers)
+        : call_(call),
+          share_(share),
+          items_(call, share, false),
+          stage_(ring),
+          barrier_(barriers),
+          ring_end_(ring + Ring::kBytes) {
         const std::uint32_t lane = threadIdx.x % kWarp;
         if (lane < Ring::kStages) open_byte_barrier(barriers + lane * kByteBarrier);
         publish_byte_barriers();
         __syncwarp();
     }
 
-    // With the stream before used up; `skipped`: items that other blocks have of each job.
-    __device__ void start(const Jobs& jobs, const Projection& projection, const Items& items,
-                          std::uint32_t skipped) {
-        projection_ = &projection;
-        items_ = items;
-        skipped_ = skipped;
-        open(jobs);
-        SharedAddress stage = stage_, barrier = barrier_;
-#pragma unroll 1
-        for (std::uint32_t i = 0; i < Ring::kStages; ++i) {
-            request(jobs, stage, barrier);
-            stage += Ring::kStageBytes;
-            barrier += kByteBarrier;
-            if (stage == ring_end_) stage -= Ring::kBytes, barrier -= Ring::kBarrierBytes;
-        }
+    __device__ void start_gate_up(const Jobs& jobs) {
+        is_late_ = items_.is_done(jobs.num_jobs());
+        if (!is_late_) fill(jobs);
+    }
+
+    // With gate and up done.
+    __device__ void start_down(const Jobs& jobs) {
+        if (is_late_) fill(jobs);
     }
 
     // The oldest stage, once its bytes are there.
@@ -75,14 +76,27 @@ class Stream {
     }
 
   private:
-    // Goes to the first bytes of the item at hand.
+    __device__ void fill(const Jobs& jobs) {
+        open(jobs);
+#pragma unroll 1
+        for (std::uint32_t stage = 0; stage < Ring::kStages; ++stage) {
+            request(jobs, stage_ + stage * Ring::kStageBytes, barrier_ + stage * kByteBarrier);
+        }
+    }
+
+    // Goes to the first bytes of the item at hand, or on to down after the last of gate and up.
     __device__ void open(const Jobs& jobs) {
         left_ = 0;
+        if (items_.is_done(jobs.num_jobs()) && !is_down_) {
+            is_down_ = true;
+            items_ = Items(call_, share_, true);
+        }
         if (items_.is_done(jobs.num_jobs())) return;
-        const std::uint32_t item = skipped_ + items_.place();
-        left_ = projection_->payload_bytes;
-        second_ = projection_->quad_bytes;
-        source_ = jobs.packed(items_.job()) + projection_->offset + std::size_t{2} * item * second_;
+        const Projection& projection = call_.projections[is_down_];
+        const std::uint32_t item = items_.place() + (is_down_ ? share_.first : 0);
+        left_ = projection.payload_bytes;
+        second_ = projection.quad_bytes;
+        source_ = jobs.packed(items_.job()) + projection.offset + std::size_t{2} * item * second_;
     }
 
     __device__ __forceinline__ void request(const Jobs& jobs, SharedAddress to,
@@ -118,9 +132,11 @@ class Stream {
 #endif
     }
 
-    const Projection* projection_ = nullptr;
+    const DecodeCall& call_;
+    const Share share_;
     Items items_;
-    std::uint32_t skipped_ = 0;
+    bool is_down_ = false;
+    bool is_late_ = false;
     SharedAddress stage_;  // the oldest, and its barrier
     SharedAddress barrier_;
     const SharedAddress ring_end_;
