@@ -9,7 +9,6 @@
 
 #include "aligned.hpp"
 #include "counting.hpp"
-#include "dealt_pieces.hpp"
 #include "layer_shape.hpp"
 #include "paths.hpp"
 #include "workers.hpp"
@@ -80,8 +79,8 @@ class ExpertLayer {
     // hold nothing of use.
     //
     // Reads the packed bytes of every distinct expert once, and nothing else of size: bound by
-    // memory for few tokens. Cut into pieces, the smaller the less there is to do: 4 to 32 rows of
-    // gate and of up, then 4 to 128 rows of down of an expert as soon as what lies between is
+    // memory for few tokens. Cut into pieces which the workers take as they come free: 32 rows of
+    // gate and of up, then 32 to 128 rows of down of an expert as soon as what lies between is
     // complete; no value depends on who computes it.
     DecodeFault decode(Workers& workers, const float* rows, const std::uint16_t* ids,
                        const float* weights, std::size_t num_tokens, float* outputs, float* sums);
@@ -109,6 +108,10 @@ class ExpertLayer {
         const std::uint8_t* rows[kMaxTokens];
         std::uint8_t* hidden[kMaxTokens];
     };
+    struct Progress {  // of a job; who waits for the flag does not disturb who counts
+        alignas(64) std::atomic<std::size_t> blocks_done{0};  // between the projections
+        alignas(64) std::atomic<bool> is_between_done{false};
+    };
     struct Call {  // the arguments of one decode
         ExpertLayer& layer;
         Workers& workers;
@@ -117,7 +120,6 @@ class ExpertLayer {
         std::size_t num_tokens;
         float* outputs;
         float* sums;
-        std::uint8_t* scratch;  // scratch_bytes
         GroupTimes times = {};
         const TaggedResults* tagged = nullptr;
 
@@ -130,29 +132,18 @@ class ExpertLayer {
     class Timed;
     struct Reading;
 
-    std::size_t values_bytes(std::size_t num_tokens) const {
-        return padded(num_tokens * shape_.top_k * shape_.width * sizeof(float));
-    }
-    std::size_t scratch_bytes(const Workers& workers, std::size_t num_tokens) const {
-        return values_bytes(num_tokens) + workers.num_threads() * kMaxTokens * hidden_stride_;
-    }
-    // [width] of a pair, where pieces of gate and up are smaller than a block.
-    float* values_of(const Call& call, std::size_t pair) const {
-        return reinterpret_cast<float*>(call.scratch) + pair * shape_.width;
-    }
     DecodeFault gather(const std::uint16_t* ids, std::size_t num_tokens,
                        const std::uint8_t* ready_rows);
     bool ready_rows(const float* rows, std::size_t num_tokens);
     DecodeFault run(const Call& call, const float* rows);
     DecodeFault run_ready(const Call& call, const std::uint8_t* ready_rows);
     void forget(const std::uint16_t* ids);
-    void gate_up_pieces(const Call& call, unsigned worker);
-    void down_pieces(const Call& call, unsigned worker);
-    void read(const Reading& reading, unsigned worker);
-    void gate_up(const Call& call, const Job& job, std::size_t first_quad);
-    void make_ready(const Call& call, const float* values, std::size_t block, std::uint8_t* ready);
-    void down(const Call& call, const Job& job, const Quads& quads,
-              const std::uint8_t* const* hidden) const;
+    std::size_t down_quads(std::size_t num_workers) const;
+    void gate_up_pieces(const Call& call);
+    void down_pieces(const Call& call);
+    void read(const Reading& reading);
+    void gate_up(const Call& call, const Job& job, std::size_t block);
+    void down(const Call& call, const Job& job, const Quads& quads) const;
     void sum(const Call& call, std::size_t first, std::size_t size) const;  // rows of outputs
 
     const LayerShape shape_;
@@ -161,17 +152,17 @@ class ExpertLayer {
     std::vector<std::uint32_t> job_of_;  // by expert id; kNoJob between calls
     std::vector<Job> jobs_;
     std::size_t num_jobs_ = 0;
-    std::size_t piece_quads_ = 0;  // of gate and of up
-    std::size_t down_piece_quads_ = 0;
-    const std::unique_ptr<std::atomic<std::uint32_t>[]> quads_done_;  // of each job, up to down
-    const std::unique_ptr<std::atomic<std::uint32_t>[]> jobs_done_;   // of each piece of down
+    std::size_t down_quads_ = 0;                  // of a piece of down
+    const std::unique_ptr<Progress[]> progress_;  // by job
+    const std::unique_ptr<std::atomic<std::size_t>[]>
+        jobs_done_;  // of each piece of an expert's down
     const std::size_t row_stride_;
     const std::size_t hidden_stride_;
     const AlignedBytes ready_rows_;    // [kMaxTokens]
     const AlignedBytes ready_hidden_;  // [kMaxTokens, top_k]
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-    DealtPieces gate_up_pieces_;
-    DealtPieces down_pieces_;
+    alignas(64) std::atomic<std::size_t> next_gate_up_{0};
+    alignas(64) std::atomic<std::size_t> next_down_{0};
     std::atomic<bool> not_finite_{false};
 };
 

@@ -54,9 +54,7 @@ DecodeFault ExpertLayer::forward(Workers& workers, const Routed& routed) {
     const std::size_t weights_bytes = padded(num_slots * sizeof(float));
     const std::size_t values_bytes = padded(num_tokens * shape_.hidden_size * sizeof(float));
     Prefill prefill(shape_, path_, experts_.data(), num_tokens, workers.num_threads());
-    const std::size_t more =
-        few ? scratch_bytes(workers, num_tokens) + (2 + shape_.top_k) * values_bytes
-            : prefill.scratch_bytes();
+    const std::size_t more = few ? (2 + shape_.top_k) * values_bytes : prefill.scratch_bytes();
     std::uint8_t* memory =
         workers.scratch(ids_bytes + weights_bytes + padded(shape_.num_experts) + more);
     auto* ids = reinterpret_cast<std::uint16_t*>(memory);
@@ -66,15 +64,12 @@ DecodeFault ExpertLayer::forward(Workers& workers, const Routed& routed) {
     convert_routing(routed, num_slots, shape_.num_experts, path_, ids, weights);
     DecodeFault fault = DecodeFault::kNone;
     if (few) {
-        std::uint8_t* scratch = rest;
-        rest += scratch_bytes(workers, num_tokens);
         auto* rows = reinterpret_cast<float*>(rest);
         auto* sums = reinterpret_cast<float*>(rest + values_bytes);
         auto* outputs = reinterpret_cast<float*>(rest + 2 * values_bytes);
         const std::size_t num_values = num_tokens * shape_.hidden_size;
         path_.widen(routed.hidden_type, routed.hidden, num_values, rows);
-        fault = run(
-            {*this, workers, ids, weights, num_tokens, outputs, sums, scratch, routed.times}, rows);
+        fault = run({*this, workers, ids, weights, num_tokens, outputs, sums, routed.times}, rows);
         path_.narrow(routed.hidden_type, sums, num_values, routed.output);
     } else {
         fault = prefill.run(workers, {routed.hidden, routed.hidden_type, ids, weights, num_tokens},

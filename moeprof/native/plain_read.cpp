@@ -31,24 +31,24 @@ DecodeFault ExpertLayer::xor_experts(Workers& workers, const std::uint16_t* ids,
     const DecodeFault fault = gather(ids, 1, nullptr);
     forget(ids);
     if (fault != DecodeFault::kNone) return fault;
-    const std::size_t pieces = num_jobs_ * pieces_of_expert(shape_);
-    gate_up_pieces_.open(pieces, workers.num_threads(), false);
+    next_gate_up_.store(0, std::memory_order_relaxed);
     const Reading reading{*this, {0}};
-    const auto task = [](const void* context, unsigned worker) {
+    const auto task = [](const void* context, unsigned) {
         const Reading& given = *static_cast<const Reading*>(context);
-        given.layer.read(given, worker);
+        given.layer.read(given);
     };
     workers.run(task, &reading);
     *words = reading.words.load();
     return DecodeFault::kNone;
 }
 
-void ExpertLayer::read(const Reading& reading, unsigned worker) {
+void ExpertLayer::read(const Reading& reading) {
     const std::size_t size = bytes_of_expert(shape_);
     const std::size_t pieces = pieces_of_expert(shape_);
     std::uint64_t words = 0;
-    DealtPieces::Hand hand(gate_up_pieces_, worker);
-    for (std::size_t piece = 0; hand.take(&piece);) {
+    for (;;) {
+        const std::size_t piece = next_gate_up_.fetch_add(1, std::memory_order_relaxed);
+        if (piece >= num_jobs_ * pieces) break;
         const std::size_t start = piece % pieces * kPieceBytes;
         const std::uint8_t* bytes = jobs_[piece / pieces].packed + start;
         words ^= path_.xor_words(bytes, std::min(kPieceBytes, size - start));
