@@ -1,5 +1,6 @@
 """The command line: one file per command; a command parses, calls the library and reports."""
 
+import errno
 import inspect as inspect_module
 import os
 import sys
@@ -70,6 +71,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command; a known failure is two lines on stderr and exit 1, a bug a traceback."""
     try:
         app(args)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"error: no space left where output goes ({error})", err=True)
+        typer.echo("hint: free some space, or write elsewhere", err=True)
+        raise SystemExit(1) from error
     except MoeprofError as error:
         typer.echo(f"error: {error}", err=True)
         if error.hint:

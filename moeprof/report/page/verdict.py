@@ -143,9 +143,8 @@ def _advice_figures(advice: Advice) -> tuple[Figure, ...]:
             figures.append(_speed("tokens/s with the best split by whole layers", speed))
     if own.hit_rate is not None:
         cell = estimated_share(own.hit_rate)
-        figures.append(
-            Figure(cell.text, cell.note, f"of decode on new text found in VRAM by {name}")
-        )
+        text = "" if own.hit_rate.low is None else " on new text"
+        figures.append(Figure(cell.text, cell.note, f"of decode{text} found in VRAM by {name}"))
     return tuple(figures)
 
 
