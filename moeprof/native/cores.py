@@ -5,6 +5,11 @@ from pathlib import Path
 
 from moeprof.native._core import Workers
 
+# How long a worker without work keeps its core. A device leaves gaps of whole steps between two
+# questions, as layers whose experts are all in VRAM ask nothing, and a worker that has parked is
+# missing for longer than an expert takes.
+_DEVICE_SPIN_US = 10_000
+
 
 def resident_workers(num_threads: int | None, leaves_one: bool) -> Workers:
     """Threads that stay, pinned to physical cores.
@@ -15,9 +20,11 @@ def resident_workers(num_threads: int | None, leaves_one: bool) -> Workers:
             shares its core with another thread makes all others wait.
     """
     cores = physical_cores()
-    if leaves_one and len(cores) > 1:
+    if not leaves_one:
+        return Workers(num_threads or len(cores), cores)
+    if len(cores) > 1:
         cores = cores[:-1]
-    return Workers(num_threads or len(cores), cores)
+    return Workers(num_threads or len(cores), cores, _DEVICE_SPIN_US)
 
 
 def physical_cores(

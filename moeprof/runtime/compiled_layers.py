@@ -91,7 +91,10 @@ class CompiledLayers:
             limit = max(torch._dynamo.config.recompile_limit, len(self._layers))
             stack.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
             stack.enter_context(torch._dynamo.config.patch(error_on_recompile=self._is_settled))
-            stack.enter_context(torch._inductor.config.patch(deterministic=True))
+            # Without a pool of compiling processes: they go on importing torch for seconds after a
+            # start from kept code, on cores whose workers then keep all others waiting.
+            in_process = torch._inductor.config.patch(deterministic=True, compile_threads=1)
+            stack.enter_context(in_process)
             for i, layer in enumerate(self._layers):
                 layer.forward = self._through(i)
                 stack.callback(delattr, layer, "forward")
