@@ -39,9 +39,8 @@ class Case:
         sizes = (self.hidden_size, self.width, self.num_experts, self.top_k, weight_format, biases)
         self.layer = _cuda.DeviceLayer(self.exchange, 3, *sizes, unit, 1.702, 7.0)
         self.workspace = torch.zeros(self.layer.workspace_bytes, dtype=torch.uint8, device="cuda")
-        addresses = (self.store, self.slots, self.workspace)
-        store_at, slots_at, workspace_at = (tensor.data_ptr() for tensor in addresses)
-        self.layer.set_weights(store_at, stride, slots_at, workspace_at)
+        self.stride = stride
+        self.use_workspace(self.workspace)
         self.workers = Workers(2)
         host = ExpertLayer(*sizes, unit, 1.702, 7.0)
         self.memory = HostMemory(stride * pool)
@@ -57,6 +56,12 @@ class Case:
             self.answerer.start()
         self.pin = None
         self.counts = torch.zeros(2, self.num_experts, dtype=torch.int64, device="cuda")
+
+    def use_workspace(self, workspace: torch.Tensor) -> None:
+        self.workspace = workspace
+        addresses = (self.slots, self.workspace)
+        slots_at, workspace_at = (tensor.data_ptr() for tensor in addresses)
+        self.layer.set_weights(self.store.data_ptr(), self.stride, slots_at, workspace_at)
 
     def use_host(self, copies: bool, computes: bool, costs=(1.0, 1.0, 1.0)) -> None:
         """Let prefills copy experts from host memory, or let the host compute them, or both."""

@@ -62,6 +62,46 @@ def test_a_captured_graph_gives_the_same_bits_in_every_replay(on_host) -> None:
     case.answerer.stop()
 
 
+@pytest.mark.parametrize("weight_format", reference.BLOCK_BYTES)
+def test_one_token_may_have_more_slots_than_a_warp_has_lanes(weight_format) -> None:
+    case = Case((96, 32, 40), weight_format, on_host=(1, 9), pool=48)
+    for seed in range(3):
+        given = case.tokens(seed, 1)
+        output = torch.full_like(given[0], float("nan"), device="cuda")
+        case.run(*(tensor.cuda() for tensor in given), output)
+        torch.cuda.synchronize()
+        assert case.exchange.take_faults() == 0
+        assert_same(output, case.expected(*given)[1])
+    case.answerer.stop()
+
+
+def test_layers_of_other_sizes_share_a_workspace() -> None:
+    cases = [Case((256, 96, 3), "q8_0"), Case((64, 32, 2), "q4_0"), Case((96, 160, 4), "bf16")]
+    largest = max((case.workspace for case in cases), key=len)
+    for case in cases:
+        case.use_workspace(largest)
+    order = np.random.default_rng(0).integers(0, len(cases), 40)
+    for turn, (index, num_tokens) in enumerate(zip(order, [1, 1, 3, 1, 8] * 8, strict=True)):
+        given = cases[index].tokens(turn, num_tokens)
+        output = torch.full_like(given[0], float("nan"), device="cuda")
+        cases[index].run(*(tensor.cuda() for tensor in given), output)
+        torch.cuda.synchronize()
+        assert cases[index].exchange.take_faults() == 0
+        assert_same(output, cases[index].expected(*given)[1])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_an_expert_that_stands_twice_in_a_token_is_a_fault(num_tokens) -> None:
+    from moeprof.native import _cuda
+
+    case = Case((64, 32, 2), "q8_0")
+    rows = torch.from_numpy(make_rows(0, num_tokens, 64)).cuda()
+    ids = torch.tensor([[0, 1]] * (num_tokens - 1) + [[2, 2]])
+    case.run(rows, ids.cuda(), torch.ones(ids.shape).cuda(), torch.empty_like(rows))
+    torch.cuda.synchronize()
+    assert case.exchange.take_faults() == _cuda.FAULT_REPEATED_EXPERT
+
+
 def test_what_nobody_can_answer_is_a_fault_and_not_a_hang() -> None:
     from moeprof.native import _cuda
 
