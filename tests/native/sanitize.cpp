@@ -16,6 +16,7 @@
 #include "aligned.hpp"
 #include "counting.hpp"
 #include "experts.hpp"
+#include "hand_over.hpp"
 #include "linear.hpp"
 #include "quantize.hpp"
 #include "replay.hpp"
@@ -267,6 +268,7 @@ void count_everything() {
 int main() {
     count_everything();
     replay_everything();
+    hand_over();
     std::uint64_t hash = 14695981039346656037u;
     for (const Format format : {Format::kQ8_0, Format::kQ4_0, Format::kBf16}) {
         const Case given(format);
