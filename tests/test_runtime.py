@@ -360,6 +360,7 @@ def test_a_conversation_needs_a_chat_template(tmp_path: Path) -> None:
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:
     assert Sampler(Sampling()).draw(torch.tensor([0.0, 3.0, 2.9])) == 1
+    assert Sampler(Sampling(temperature=1e-40)).draw(torch.tensor([0.0, 3.0, 2.9])) == 1
 
 
 def test_top_p_leaves_only_the_likeliest_tokens() -> None:

@@ -13,7 +13,9 @@ _PLAIN_WIDTH = 120
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace directory.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")
+]
 
 RunFormat = Annotated[
     str | None,

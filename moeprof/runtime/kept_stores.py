@@ -29,7 +29,7 @@ from moeprof.units import format_size
 
 FORMAT = "moeprof-kept-experts"
 # Of the packed bytes (`moeprof.native.reference`, layout) and of the manifest.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "store.json"
 _LOCK = "building.lock"
 _UNFINISHED = ".unfinished-"
@@ -322,7 +322,8 @@ def _damage(
     def is_good(row: int) -> bool:
         return bool([zlib.crc32(expert) for expert in layers[row]] == checksums[row])
 
-    if [len(layer) for layer in checksums] != [num_experts] * len(sizes):
+    is_list = isinstance(checksums, list) and all(isinstance(row, list) for row in checksums)
+    if not is_list or [len(row) for row in checksums] != [num_experts] * len(sizes):
         return "its manifest cannot be read"
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = list(threads.map(is_good, range(len(sizes))))

@@ -39,10 +39,10 @@ class ExpertPacker(PackableExperts):
         down = self._matrix(names[1], values, (hidden, width))
         gate, up = self._halves(gate_up)
         matrices = [self._fill(gate, 0), self._fill(up, 0), self._fill(down, 1)]
-        kind = _common_type(matrices)
-        matrices = [matrix.to(kind).contiguous() for matrix in matrices]
         biases = self._biases(values)
-        gate, up, down = matrices
+        kind = _common_type([*matrices, *biases])
+        gate, up, down = (matrix.to(kind).contiguous() for matrix in matrices)
+        biases = [bias.to(kind).contiguous() for bias in biases]
         quantize_expert(
             gate.data_ptr(),
             up.data_ptr(),
@@ -78,13 +78,12 @@ class ExpertPacker(PackableExperts):
         return torch.cat([matrix, matrix.new_zeros(size)], axis)
 
     def _biases(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """Those of gate, up and down in float32; none where there are none."""
+        """Those of gate, up and down; none where there are none."""
         if not self.layout.has_bias:
             return []
         first, second = (f"{name}_bias" for name in self.layout.parameter_names[:2])
         gate, up = self._halves(values[first])
-        biases = [self._fill(gate, 0), self._fill(up, 0), values[second]]
-        return [bias.to(torch.float32).contiguous() for bias in biases]
+        return [self._fill(gate, 0), self._fill(up, 0), values[second]]
 
 
 def _addresses(biases: list[Tensor]) -> tuple[int, int, int] | None:
@@ -94,8 +93,8 @@ def _addresses(biases: list[Tensor]) -> tuple[int, int, int] | None:
     return gate, up, down
 
 
-def _common_type(matrices: list[Tensor]) -> torch.dtype:
-    """The type to quantise from: that of all the matrices if the kernel reads it, else float32."""
-    kinds = {matrix.dtype for matrix in matrices}
+def _common_type(values: list[Tensor]) -> torch.dtype:
+    """The type to quantise from: that of all values if the kernel reads it, else float32."""
+    kinds = {value.dtype for value in values}
     only = next(iter(kinds))
     return only if len(kinds) == 1 and only in ELEMENT_NAMES else torch.float32

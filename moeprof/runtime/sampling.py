@@ -51,7 +51,8 @@ class Sampler:
         """
         if self._sampling.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.to("cpu", torch.float32) / self._sampling.temperature
+        logits = logits.to("cpu", torch.float64)
+        scaled = (logits - logits.max()) / self._sampling.temperature
         probabilities, token_ids = scaled.softmax(-1).sort(descending=True, stable=True)
         # A token stays as long as those before it do not reach top_p; the first always stays.
         before = probabilities.cumsum(-1) - probabilities
