@@ -108,6 +108,7 @@ def make_advice(**changes: Any) -> Advice:
         "weight_format": "q8_0",
         "budget": budget,
         "num_cells": 8,
+        "folds": 5,
         "strategies": strategies,
         "finding": Finding("pin it", "hot_set", "Pin the hot set.", ("A slower card.",)),
         "break_even": BreakEven(0.6, 0.65, 12.5),

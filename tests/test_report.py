@@ -239,6 +239,16 @@ def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
     ]
 
 
+@pytest.mark.parametrize("folds", [0, 5])
+def test_only_figures_that_are_held_out_are_of_new_text(folds: int) -> None:
+    inputs = inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(folds=folds))
+    label = verdict(inputs).figures[-1].name
+    assert label.startswith("of decode on new text" if folds else "of decode found")
+    prose = strategies_section(inputs).prose[0]
+    assert ("on documents that nothing was chosen on" in prose) == bool(folds)
+    assert ("No figure is held out" in prose) == (not folds)
+
+
 @pytest.mark.parametrize(
     ("answer", "mood"), [("cache it", "good"), ("don't bother", "bad"), ("cannot tell", "open")]
 )

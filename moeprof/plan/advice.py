@@ -162,6 +162,8 @@ class Advice:
         weight_format: of the experts, as the hardware profile names it.
         budget: what the VRAM is spent on; `experts_used_bytes` is that of the hot set.
         num_cells: experts of the model, all layers together.
+        folds: parts that documents were dealt to, each scored with what the others taught; 0 where
+            nothing could be held out, and all is scored on what it was chosen on.
         strategies: least demanding first, the oracle last.
         finding: the verdict.
         break_even: None where nothing prices a token.
@@ -177,6 +179,7 @@ class Advice:
     weight_format: str
     budget: Budget
     num_cells: int
+    folds: int
     strategies: tuple[StrategyOutcome, ...]
     finding: Finding
     break_even: BreakEven | None

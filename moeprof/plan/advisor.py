@@ -71,6 +71,7 @@ def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> ad
             budget, experts_used_bytes=evaluated.trials[advice.HOT_SET].vram_bytes
         ),
         num_cells=facts.shape.num_cells,
+        folds=situation.split.num_folds,
         strategies=evaluated.outcomes(),
         finding=advice.Finding(
             answer=judgement.answer,

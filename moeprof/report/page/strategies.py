@@ -76,7 +76,7 @@ def strategies_section(inputs: PageInputs) -> Section:
     prose = [
         f"At {format_size(budget.total_bytes)} of VRAM, "
         f"{format_size(budget.experts_available_bytes)} of it for experts. Gains are over the best "
-        f"split by whole layers in as much VRAM, which needs no trace. {_text_of(advice)}",
+        f"split by whole layers in as much VRAM, which needs no trace. {_scored_on(advice)}",
         *_break_even(advice),
         *_domain_sets(advice),
     ]
@@ -86,15 +86,8 @@ def strategies_section(inputs: PageInputs) -> Section:
     return Section(_KEY, _TITLE, _finding(advice), tuple(prose), _sweep(advice), found, rests_on)
 
 
-def _has_intervals(advice: Advice) -> bool:
-    """Whether any hit rate is held out, with an interval over documents."""
-    outcomes = [one for way in advice.strategies for one in (way.decode, way.prefill)]
-    rates = [one.hit_rate for one in outcomes if one is not None]
-    return any(rate is not None and rate.low is not None for rate in rates)
-
-
-def _text_of(advice: Advice) -> str:
-    if _has_intervals(advice):
+def _scored_on(advice: Advice) -> str:
+    if advice.folds:
         return "All figures are on documents that nothing was chosen on."
     return "No figure is held out: experts were chosen on the text that they are scored on."
 
@@ -173,7 +166,8 @@ def _table(advice: Advice, phase: str, folded: bool) -> Table | None:
         body = [(row[0], *row[3:]) for row in body]
     machine = advice.hardware
     priced = f", on {machine.name} ({machine.source})" if machine and speeds else ""
-    intervals = ", with 95 % intervals" if _has_intervals(advice) else ""
+    rates = [outcome.hit_rate for _, outcome in rows if outcome.hit_rate is not None]
+    intervals = ", with 95 % intervals" if any(rate.low is not None for rate in rates) else ""
     caption = f"{phase}: what each strategy does{priced}{intervals}"
     return Table(caption, tuple(columns), tuple(body), folded=folded)
 
