@@ -13,6 +13,7 @@ from moeprof.cli.machine import (
     RamName,
     device_context_bytes,
     machine,
+    vram_bytes,
 )
 from moeprof.cli.options import (
     DenseFormat,
@@ -21,12 +22,12 @@ from moeprof.cli.options import (
     RunFormat,
     Seed,
     TraceArgument,
+    check_dense_format,
     check_format,
     table_console,
 )
 
 if TYPE_CHECKING:
-    from moeprof.hardware import HardwareProfile
     from moeprof.plan import Advice, ModelFacts, PlanRequest
 
 
@@ -102,8 +103,11 @@ def advise(
     if picture is not None:
         check_free(picture, force)
     profile = machine(hardware, gpu, ram, nvme)
+    budget = vram_bytes(vram, profile)
+    if budget is None:
+        raise typer.BadParameter("without a machine a budget is needed: --vram 24GB")
     request = PlanRequest(
-        vram_bytes=_vram_bytes(vram, profile),
+        vram_bytes=budget,
         context_tokens=context,
         batch_size=batch,
         device_context_bytes=device_context_bytes(device_context, profile),
@@ -143,21 +147,7 @@ def _picture(found: "Advice") -> bytes:
 
 def _facts(model: str, request: "PlanRequest") -> "ModelFacts":
     """The facts on the checkpoint; only they need torch."""
-    from moeprof.checkpoint.dense_layers import DENSE_FORMATS
     from moeprof.checkpoint.facts import model_facts
 
-    if request.dense_format not in DENSE_FORMATS:
-        known = ", ".join(DENSE_FORMATS)
-        raise typer.BadParameter(f"{request.dense_format!r} is not one of {known}")
+    check_dense_format(request.dense_format)
     return model_facts(model, request)
-
-
-def _vram_bytes(given: str | None, profile: "HardwareProfile | None") -> int:
-    """`--vram`, or all that the machine has."""
-    from moeprof.units import parse_size
-
-    if given is not None:
-        return parse_size(given)
-    if profile is None:
-        raise typer.BadParameter("without a machine a budget is needed: --vram 24GB")
-    return profile.tiers["vram"].capacity_bytes

@@ -76,6 +76,19 @@ def machine(
     return profile
 
 
+def vram_bytes(given: str | None, profile: "HardwareProfile | None") -> int | None:
+    """The budget of `--vram`, or all that the machine has; None without either.
+
+    Raises:
+        CapacityError: what was given is not a size.
+    """
+    from moeprof.units import parse_size
+
+    if given is not None:
+        return parse_size(given)
+    return None if profile is None else profile.tiers["vram"].capacity_bytes
+
+
 def device_context_bytes(given: str | None, profile: "HardwareProfile | None") -> int:
     """Bytes of the device context, with a line on standard error on where the figure comes from.
 

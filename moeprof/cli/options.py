@@ -43,6 +43,14 @@ def check_format(weight_format: str | None) -> None:
         raise typer.BadParameter(f"{weight_format!r} is not one of {', '.join(BLOCK_BYTES)}")
 
 
+def check_dense_format(dense_format: str) -> None:
+    """Refuse what `--dense-format` does not know."""
+    from moeprof.checkpoint.dense_layers import DENSE_FORMATS
+
+    if dense_format not in DENSE_FORMATS:
+        raise typer.BadParameter(f"{dense_format!r} is not one of {', '.join(DENSE_FORMATS)}")
+
+
 def table_console() -> Console:
     """Standard output for tables: as wide as the terminal, or wide enough where it is none."""
     console = Console()

@@ -21,6 +21,7 @@ from moeprof.cli.options import (
     RunFormat,
     Seed,
     TraceArgument,
+    check_dense_format,
     check_format,
     table_console,
 )
@@ -72,7 +73,6 @@ def plan(
         moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 \
             --device-context 0 -o plan.json
     """
-    from moeprof.checkpoint.dense_layers import DENSE_FORMATS
     from moeprof.checkpoint.facts import model_facts
     from moeprof.placement import check_free, placement_text, write_placement, write_whole
     from moeprof.plan import PHASE_CHOICES, PlanRequest
@@ -83,8 +83,7 @@ def plan(
     if phase is not None and phase not in PHASE_CHOICES:
         raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASE_CHOICES)}")
     check_format(weight_format)
-    if dense_format not in DENSE_FORMATS:
-        raise typer.BadParameter(f"{dense_format!r} is not one of {', '.join(DENSE_FORMATS)}")
+    check_dense_format(dense_format)
     picture = plot or output.with_suffix(".png")
     if picture == output:
         raise typer.BadParameter(f"{output} cannot hold both manifest and picture; name it .json")

@@ -14,13 +14,12 @@ from moeprof.cli.machine import (
     RamName,
     device_context_bytes,
     machine,
+    vram_bytes,
 )
 from moeprof.cli.options import Force, RunFormat, Seed, TraceArgument, check_format
 from moeprof.errors import TraceError
 
 if TYPE_CHECKING:
-    from moeprof.hardware import HardwareProfile
-    from moeprof.placement import Budget
     from moeprof.plan import Advice, PlanRequest
     from moeprof.plan.simulation import Simulation
     from moeprof.trace import Trace
@@ -93,7 +92,9 @@ def report(
     opened = open_trace(trace)
     profile = machine(hardware, gpu, ram, nvme)
     planned = None if placement is None else placement.budget
-    budget = _vram_bytes(vram, planned, profile)
+    budget = vram_bytes(vram, None if planned else profile)
+    if budget is None and planned is not None:
+        budget = planned.total_bytes
     if budget is None and model is not None:
         raise typer.BadParameter("--model needs a budget: --vram 24GB, --plan, or a machine")
     request = PlanRequest(
@@ -126,19 +127,6 @@ def report(
     )
     write_whole(output, page.encode())
     typer.echo(f"wrote {output}", err=True)
-
-
-def _vram_bytes(
-    given: str | None, planned: "Budget | None", profile: "HardwareProfile | None"
-) -> int | None:
-    """`--vram`, or that of the plan, or all that the machine has; None without any of these."""
-    from moeprof.units import parse_size
-
-    if given is not None:
-        return parse_size(given)
-    if planned is not None:
-        return planned.total_bytes
-    return None if profile is None else profile.tiers["vram"].capacity_bytes
 
 
 def _advice(

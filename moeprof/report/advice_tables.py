@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +20,7 @@ from moeprof.plan.advice import (
     PhaseOutcome,
     StrategyOutcome,
 )
+from moeprof.report.table_parts import headed_table
 from moeprof.units import format_size, format_speed
 
 _UNKNOWN = "-"
@@ -68,7 +68,7 @@ def _strategy_table(advice: Advice) -> Table:
         f"{format_size(budget.total_bytes)} of VRAM, "
         f"{format_size(budget.experts_available_bytes)} of it for experts"
     )
-    table = _table(title)
+    table = headed_table(title)
     table.add_column("\nstrategy")
     phases = [phase for phase in _PHASES if any(one.phase(phase) for one in advice.strategies)]
     priced = {phase: _is_priced(advice, phase) for phase in phases}
@@ -85,17 +85,6 @@ def _strategy_table(advice: Advice) -> Table:
         style = "bold" if chosen else "dim" if one.name == ORACLE else None
         table.add_row(f"{'> ' if chosen else '  '}{LABELS[one.name]}", *cells, style=style)
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
 
 
 def _is_priced(advice: Advice, phase: str) -> bool:
@@ -185,7 +174,7 @@ def _domain_sets(advice: Advice) -> Iterator[str]:
 
 def _sweep_table(advice: Advice) -> Table:
     unit = "tokens/s" if advice.hardware else "hit rate"
-    table = _table(f"The same with other budgets, {unit} in replies")
+    table = headed_table(f"The same with other budgets, {unit} in replies")
     table.add_column("VRAM", justify="right")
     table.add_column("verdict")
     names = list(dict.fromkeys(one.name for point in advice.sweep for one in point.strategies))

@@ -1,11 +1,11 @@
 """A placement on the terminal: what the budget is spent on, where experts live, what to expect."""
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from moeprof.placement import Estimate, PhasePrediction, Placement, Prediction, Tier
+from moeprof.report.table_parts import headed_table, spent_on
 from moeprof.units import format_size
 
 _UNKNOWN = "-"
@@ -46,16 +46,8 @@ def placement_title(placement: Placement) -> str:
 def _budget_table(placement: Placement) -> Table:
     budget = placement.budget
     table = _table("VRAM budget", "spent on", "size", "share")
-    unused = budget.experts_available_bytes - budget.experts_used_bytes
     cache = f"KV cache, {budget.context_tokens} tokens x {budget.batch_size}"
-    for name, size in (
-        ("weights outside the experts", budget.dense_bytes),
-        (cache, budget.kv_cache_bytes),
-        ("workspace", budget.workspace_bytes),
-        ("device context", budget.device_context_bytes),
-        ("experts", budget.experts_used_bytes),
-        ("unused", unused),
-    ):
+    for name, size in spent_on(budget, cache):
         table.add_row(name, format_size(size), _percent(size / max(budget.total_bytes, 1)))
     table.add_row("budget", format_size(budget.total_bytes), _percent(1), style="bold")
     return table
@@ -105,14 +97,7 @@ def _phases(prediction: Prediction) -> list[tuple[str, PhasePrediction]]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = headed_table(title)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     return table

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moeprof.placement import Budget
+
 UNKNOWN = "-"
 
 
@@ -60,6 +62,30 @@ def phase_words(phase: str) -> str:
 def titled(title: str, table: Table) -> RenderableType:
     """A heading of its own: a table's title would be folded to the table's width."""
     return Group(Text(title, style="bold"), table)
+
+
+def headed_table(title: str) -> Table:
+    """A table without columns yet, its title in bold above it."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def spent_on(budget: Budget, cache: str) -> tuple[tuple[str, int], ...]:
+    """What VRAM is spent on, and its bytes; `cache` names the line of the KV cache."""
+    return (
+        ("weights outside the experts", budget.dense_bytes),
+        (cache, budget.kv_cache_bytes),
+        ("workspace", budget.workspace_bytes),
+        ("device context", budget.device_context_bytes),
+        ("experts", budget.experts_used_bytes),
+        ("unused", budget.experts_available_bytes - budget.experts_used_bytes),
+    )
 
 
 def plain_table(names: Sequence[str], numbers: Sequence[str]) -> Table:

@@ -182,6 +182,29 @@ def attends(
     )
 
 
+def _empty_products(row: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    return [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
+
+
+def _launch_row_products(
+    row: Tensor, weights: list[Tensor], biases: list[Tensor | None], scales: list[Tensor]
+) -> list[Tensor]:
+    """The products on a device; without scales, matrices are in the type of `row`."""
+    outputs = _empty_products(row, weights)
+    _kernels.row_products(
+        row.data_ptr(),
+        [weight.data_ptr() for weight in weights],
+        [_address(bias) for bias in biases],
+        [output.data_ptr() for output in outputs],
+        [weight.shape[0] for weight in weights],
+        row.shape[-1],
+        ELEMENT_NAMES[row.dtype],
+        _stream(row.device),
+        [scale.data_ptr() for scale in scales],
+    )
+    return outputs
+
+
 @custom_op("moeprof::row_products", mutates_args=())
 def row_products(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> list[Tensor]:
     """Products of up to four matrices with the same row.
@@ -199,24 +222,13 @@ def row_products(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]
             torch.nn.functional.linear(row, weight, bias)
             for weight, bias in zip(weights, biases, strict=True)
         ]
-    outputs = [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
-    _kernels.row_products(
-        row.data_ptr(),
-        [weight.data_ptr() for weight in weights],
-        [_address(bias) for bias in biases],
-        [output.data_ptr() for output in outputs],
-        [weight.shape[0] for weight in weights],
-        row.shape[-1],
-        ELEMENT_NAMES[row.dtype],
-        _stream(row.device),
-    )
-    return outputs
+    return _launch_row_products(row, weights, biases, [])
 
 
 @row_products.register_fake
 def _(row: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> list[Tensor]:
     del biases
-    return [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
+    return _empty_products(row, weights)
 
 
 @custom_op("moeprof::q8_row_products", mutates_args=())
@@ -241,19 +253,7 @@ def q8_row_products(
             ).to(row.dtype)
             for weight, scale, bias in zip(weights, scales, biases, strict=True)
         ]
-    outputs = [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
-    _kernels.row_products(
-        row.data_ptr(),
-        [weight.data_ptr() for weight in weights],
-        [_address(bias) for bias in biases],
-        [output.data_ptr() for output in outputs],
-        [weight.shape[0] for weight in weights],
-        row.shape[-1],
-        ELEMENT_NAMES[row.dtype],
-        _stream(row.device),
-        [scale.data_ptr() for scale in scales],
-    )
-    return outputs
+    return _launch_row_products(row, weights, biases, scales)
 
 
 @q8_row_products.register_fake
@@ -261,7 +261,7 @@ def _(
     row: Tensor, weights: list[Tensor], scales: list[Tensor], biases: list[Tensor | None]
 ) -> list[Tensor]:
     del scales, biases
-    return [row.new_empty((*row.shape[:-1], weight.shape[0])) for weight in weights]
+    return _empty_products(row, weights)
 
 
 def q8_values(weight: Tensor, scale: Tensor) -> Tensor:

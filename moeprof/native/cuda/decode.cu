@@ -141,19 +141,6 @@ cudaError_t start(const DecodeCall& call, const Launch& launch, const Device& de
 
 __global__ void begin_step_kernel(DecodeState* state) { state->ended = nanoseconds(); }
 
-LayerInput part_of(const DeviceLayer& layer, const LayerInput& input, std::uint32_t first,
-                   std::uint32_t num_tokens) {
-    LayerInput part = input;
-    const std::size_t pairs = std::size_t{first} * layer.top_k;
-    part.hidden = static_cast<const std::uint8_t*>(input.hidden) +
-                  std::size_t{first} * layer.hidden_size * float_bytes(input.hidden_type);
-    part.ids = input.ids + pairs;
-    part.weights =
-        static_cast<const std::uint8_t*>(input.weights) + pairs * float_bytes(input.weights_type);
-    part.num_tokens = num_tokens;
-    return part;
-}
-
 }  // namespace
 
 std::size_t decode_workspace_bytes(const DeviceLayer& layer) {

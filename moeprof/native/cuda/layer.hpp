@@ -42,6 +42,20 @@ struct LayerInput {
     std::uint32_t num_tokens;
 };
 
+// Some tokens of a forward.
+inline LayerInput part_of(const DeviceLayer& layer, const LayerInput& input, std::uint32_t first,
+                          std::uint32_t num_tokens) {
+    LayerInput part = input;
+    const std::size_t pairs = std::size_t{first} * layer.top_k;
+    part.hidden = static_cast<const std::uint8_t*>(input.hidden) +
+                  std::size_t{first} * layer.hidden_size * float_bytes(input.hidden_type);
+    part.ids = input.ids + pairs;
+    part.weights =
+        static_cast<const std::uint8_t*>(input.weights) + pairs * float_bytes(input.weights_type);
+    part.num_tokens = num_tokens;
+    return part;
+}
+
 // [num_experts] each, or null: the slots an expert was given are added, and 1 if there were any.
 // nanoseconds [kDeviceTimes] are added to, or null.
 struct Counts {

@@ -98,19 +98,6 @@ std::size_t lay_out(const DeviceLayer& layer, std::uint32_t num_tokens, bool cop
     return parts.used();
 }
 
-LayerInput pass_of(const DeviceLayer& layer, const LayerInput& input, std::uint32_t first,
-                   std::uint32_t num_tokens) {
-    LayerInput part = input;
-    const std::size_t pairs = std::size_t{first} * layer.top_k;
-    part.hidden = static_cast<const std::uint8_t*>(input.hidden) +
-                  std::size_t{first} * layer.hidden_size * float_bytes(input.hidden_type);
-    part.ids = input.ids + pairs;
-    part.weights =
-        static_cast<const std::uint8_t*>(input.weights) + pairs * float_bytes(input.weights_type);
-    part.num_tokens = num_tokens;
-    return part;
-}
-
 struct Device {
     int num_multiprocessors = 0;
     int block_bytes = 0;  // of shared memory
@@ -233,7 +220,7 @@ int prefill(const DeviceLayer& layer, const PrefillLaunch& launch, const LayerIn
     call.tier = tier;
     lay_out(layer, input.num_tokens, tier.address_of != nullptr, workspace, call);
     for (std::uint32_t first = 0; first < input.num_tokens; first += pass_tokens) {
-        call.input = pass_of(layer, input, first, std::min(pass_tokens, input.num_tokens - first));
+        call.input = part_of(layer, input, first, std::min(pass_tokens, input.num_tokens - first));
         call.output = static_cast<std::uint8_t*>(output) +
                       std::size_t{first} * layer.hidden_size * float_bytes(input.hidden_type);
         const bool counts_here =

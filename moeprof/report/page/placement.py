@@ -15,6 +15,7 @@ from moeprof.report.page.parts import (
     estimated_share,
     share_cell,
 )
+from moeprof.report.table_parts import spent_on
 from moeprof.report.tables import percent
 from moeprof.trace.schema import PHASES
 from moeprof.units import format_size
@@ -142,17 +143,8 @@ def _tiers(placement: Placement) -> Table:
 def _budget(placement: Placement) -> Table:
     budget = placement.budget
     cache = f"KV cache, {budget.context_tokens:,} tokens × {budget.batch_size}"
-    unused = budget.experts_available_bytes - budget.experts_used_bytes
     rows = []
-    for name, size in (
-        ("weights outside the experts", budget.dense_bytes),
-        (cache, budget.kv_cache_bytes),
-        ("workspace", budget.workspace_bytes),
-        ("device context", budget.device_context_bytes),
-        ("experts", budget.experts_used_bytes),
-        ("unused", unused),
-        ("budget", budget.total_bytes),
-    ):
+    for name, size in (*spent_on(budget, cache), ("budget", budget.total_bytes)):
         share = size / max(budget.total_bytes, 1)
         rows.append((Cell(name), Cell(format_size(size), size), share_cell(share)))
     columns = (Column("spent on", numeric=False), Column("size"), Column("share"))
