@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(foreach folder,moeprof/native moeprof/native/cuda tests/native,$(foreach type,cpp hpp cu cuh,$(wildcard $(folder)/*.$(type))))
 NATIVE := CMakeLists.txt $(CXX_FILES)
-# A known CPU build; an unpinned torch would bring gigabytes on machines without a GPU.
-TORCH := torch==2.13.0
+# Known to work together; an unpinned torch would bring gigabytes on machines without a GPU.
+KNOWN := torch==2.13.0 transformers==5.24.0
 
 .PHONY: setup demo test test-rest test-all sanitize neon lint format clean
 
@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "error: moeprof needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "\nhint: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "hint: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet $(KNOWN)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, StaticCache
 from transformers.integrations.moe import ExpertsInterface
 
+from moeprof.checkpoint.kv_cache import cache_name, cache_of
 from moeprof.runtime.decoding import Decoder
 
 PROMPT_TOKENS = 512
@@ -136,15 +137,14 @@ def run_unmodified(model: Qwen3MoeForCausalLM, way: str, context: int) -> Callab
     token = torch.ones((1, 1), dtype=torch.int64, device="cuda")
     position = torch.full((1, 1), PROMPT_TOKENS, device="cuda")
     cache = None if way == "eager" else StaticCache(config=model.config, max_cache_len=context)
-    cache = model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
+    name = cache_name(model)
+    cache = cache_of(model, model(input_ids=ids, use_cache=True, **{name: cache}))
     forward = model.forward
     if way == "compile-all":
         forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
 
     def step() -> None:
-        output = forward(
-            input_ids=token, position_ids=position, past_key_values=cache, use_cache=True
-        )
+        output = forward(input_ids=token, position_ids=position, use_cache=True, **{name: cache})
         token.copy_(output.logits[:, -1:].argmax(-1))
         position.add_(1)
 

@@ -49,6 +49,8 @@ ALL_TYPES = [
     "qwen4_exp_text", "solar_open", "zaya", "aria", "deepseek_ocr2", "glm4v_moe", "glm5_next",
     "inkling2", "kimi_k25", "minimax_m3_vl", "mistral4", "mistral_large4", "muse_spark",
     "nemotron_h_omni", "qwen3_omni_moe_thinker", "qwen3_vl_moe", "step3p7", "unlimited_ocr",
+    # Since transformers 5.24.
+    "hy_v4_vl", "lara_mini", "sarvam_mla", "sarvam_moe",
 ]
 # fmt: on
 
@@ -58,12 +60,15 @@ REFUSED_TYPES = {
     "ernie4_5_vl_moe": "has two sets of experts in a layer, for text and for images",
 }
 
+# The same once they run: some layers are passed through several times for each token.
+LOOPED_TYPES = ["inkling2_loop", "inkling2_loop_text"]
+
 NOT_BUILT_TYPES = {
     "gemma4_assistant": "drafts from the key-value states of its target, so it cannot run alone",
     "inkling_mm_model": "its vision tower needs scipy; inkling_text is its language model",
 }
 
-IS_CURRENT = Version(transformers.__version__) >= Version("5.23")
+IS_CURRENT = Version(transformers.__version__) >= Version("5.24")
 
 # In 5.17 doge and diffusion_gemma cannot run, and aria computes its experts without a module.
 _ONLY_CURRENT = {"aria", "aria_text", "diffusion_gemma", "doge"}
@@ -224,6 +229,13 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "mamba_d_head": 16,
     },
+    "hy_v4_vl_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [1, 1, 2],
+        },
+    },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "jetmoe": {"kv_channels": 8},
     "kimi_linear": _MLA | {"layer_types": ["linear_attention", "full_attention"] * 2},
@@ -246,6 +258,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "n_groups": 2,
     },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 90},
+    "sarvam_mla": _MLA,
+    "inkling2_loop_text": {
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3,
+    },
     "step3p5": {
         "sliding_window": 8,
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],

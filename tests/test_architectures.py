@@ -1,9 +1,11 @@
 """Every Mixture-of-Experts language model type of the installed transformers, or a reason."""
 
 import pytest
+import torch
 from architectures import (
     ALL_TYPES,
     IS_CURRENT,
+    LOOPED_TYPES,
     NOT_BUILT_TYPES,
     REFUSED_TYPES,
     SHORT_SELECTION,
@@ -35,9 +37,17 @@ def test_a_type_with_two_sets_of_experts_is_refused_by_name(model_type):
     assert refusal.value.hint
 
 
-@pytest.mark.skipif(not IS_CURRENT, reason="the list is that of transformers 5.23")
+@pytest.mark.all
+@pytest.mark.parametrize("model_type", installed(LOOPED_TYPES))
+def test_a_type_that_passes_through_layers_several_times_is_refused_when_it_runs(model_type):
+    model = tiny_model(model_type)
+    with pytest.raises(UnsupportedModelError, match="ran twice in one forward"), RoutingTap(model):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.skipif(not IS_CURRENT, reason="the list is that of transformers 5.24")
 def test_every_type_with_experts_is_tested_or_has_its_reason():
-    known = {*ALL_TYPES, *REFUSED_TYPES, *NOT_BUILT_TYPES}
+    known = {*ALL_TYPES, *REFUSED_TYPES, *LOOPED_TYPES, *NOT_BUILT_TYPES}
     assert types_with_experts() - known == set()
 
 

@@ -18,6 +18,7 @@ from moeprof.checkpoint import (
     workspace_bytes,
 )
 from moeprof.checkpoint.headers import read_header, read_headers
+from moeprof.checkpoint.kv_cache import cache_of
 from moeprof.checkpoint.memory import _tensors
 from moeprof.errors import CapacityError, UnsupportedModelError
 
@@ -72,7 +73,7 @@ def check_architecture(model_type: str, path: Path) -> None:
     assert shape.total_expert_bytes + shape.dense_bytes == stored
     with torch.inference_mode():
         output = loaded(input_ids=torch.zeros((2, 11), dtype=torch.int64), use_cache=True)
-    real = sum(tensor.nbytes for tensor in _tensors(output.past_key_values, set()))
+    real = sum(tensor.nbytes for tensor in _tensors(cache_of(loaded, output), set()))
     assert kv_cache_bytes(checkpoint, 11, 2) == real
 
 

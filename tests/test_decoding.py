@@ -8,6 +8,7 @@ from torch import fx
 from transformers import Qwen3MoeConfig
 from transformers.integrations.moe import ExpertsInterface
 
+from moeprof.checkpoint.kv_cache import cache_name
 from moeprof.errors import CapacityError, UnsupportedModelError
 from moeprof.runtime.attention import attention_forward, use_own_attention
 from moeprof.runtime.compiled_layers import CompiledLayers
@@ -37,9 +38,8 @@ def decoded(model, cache, step=None):
     """Greedy tokens with a cache of fixed place, and their logits."""
     cache.start()
     places = torch.arange(len(PROMPT))[None]
-    output = model(
-        input_ids=torch.tensor([PROMPT]), position_ids=places, past_key_values=cache, use_cache=True
-    )
+    given = {cache_name(model): cache, "use_cache": True}
+    output = model(input_ids=torch.tensor([PROMPT]), position_ids=places, **given)
     cache.decode_from(len(PROMPT))
     logits = [output.logits[0, -1]]
     for _ in range(NUM_TOKENS - 1):
@@ -47,8 +47,7 @@ def decoded(model, cache, step=None):
         output = (step or model)(
             input_ids=token,
             position_ids=cache.clock.position[None],
-            past_key_values=cache,
-            use_cache=True,
+            **given,
         )
         logits.append(output.logits[0, -1].clone())
         cache.clock.position.add_(1)
@@ -232,8 +231,8 @@ def test_prompts_of_any_length_share_one_compiled_graph(model_type, num_kinds, t
             return model(
                 input_ids=ids,
                 position_ids=torch.arange(length)[None],
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_name(model): cache},
             ).logits
 
     torch._dynamo.reset()
@@ -316,3 +315,26 @@ def test_captured_steps_give_the_tokens_of_generate(model_type, compiled, tmp_pa
             decoder.step()
             tokens.append(int(decoder.greedy))
         assert tokens == expected
+
+
+def test_models_loaded_one_after_the_other_compile_as_the_first_does(tmp_path):
+    torch._dynamo.reset()
+    models, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for _ in range(10):  # more than the graphs that the compiler keeps of one function
+        model = tiny_model("mixtral")
+        model.set_experts_implementation("test_decoding")
+        use_own_attention(model)
+        cache = DecodeCache(model.config, 40, CPU)
+        layers = CompiledLayers(model, cache, tmp_path, backend=backend)
+        models.append((model, layers))
+        with layers.installed():
+            cache.start()
+            given = {cache_name(model): cache, "use_cache": True}
+            with torch.no_grad():
+                model(input_ids=torch.tensor([[1]]), position_ids=torch.tensor([[0]]), **given)
+    assert len(graphs) == 10

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from moeprof.capture.tracer import TraceRequest, trace
 from moeprof.checkpoint import Checkpoint, read_checkpoint
+from moeprof.checkpoint.kv_cache import cache_name, cache_of
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.skeleton import auto_class, load_config
 from moeprof.errors import (
@@ -137,7 +138,9 @@ def check_architecture(model_type: str, path: Path) -> None:
     with torch.inference_mode():
         first = whole(input_ids=torch.tensor([ids]), use_cache=True)
         second = whole(
-            input_ids=torch.tensor([[5]]), past_key_values=first.past_key_values, use_cache=True
+            input_ids=torch.tensor([[5]]),
+            use_cache=True,
+            **{cache_name(whole): cache_of(whole, first)},
         )
     prefill = loaded.forward(ids, "prefill")
     decode = loaded.forward([5], "decode", prefill.cache, len(ids))

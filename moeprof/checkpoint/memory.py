@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from moeprof.checkpoint.files import resolve_model
+from moeprof.checkpoint.kv_cache import cache_of
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.reader import Checkpoint, read_checkpoint
 from moeprof.checkpoint.skeleton import (
@@ -15,7 +16,7 @@ from moeprof.checkpoint.skeleton import (
     run_meta,
     text_config,
 )
-from moeprof.errors import CapacityError, UnsupportedModelError
+from moeprof.errors import CapacityError
 
 # Residual streams of the whole prompt that live at once in a decoder layer without autograd: the
 # residual, its norm, queries, keys, values, the attention output, two of the feed-forward, the sum
@@ -53,10 +54,7 @@ def kv_cache_bytes(
     skeleton = build_skeleton(load_config(path), dtype)
     make_weightless(find_moe_layers(skeleton))
     output = run_meta(skeleton, batch, context)
-    cache = getattr(output, "past_key_values", None)
-    if cache is None:
-        raise UnsupportedModelError(f"{type(skeleton).__name__}: returns no cache")
-    return sum(tensor.nbytes for tensor in _tensors(cache, set()))
+    return sum(tensor.nbytes for tensor in _tensors(cache_of(skeleton, output), set()))
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[torch.Tensor]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -75,8 +76,10 @@ class CompiledLayers:
         options: dict[str, Any] | None = None
         if backend == "inductor":
             options = {"post_grad_custom_pre_pass": MergeProducts()}
+        # The compiler keeps so many graphs of a code object: each model has one of its own.
+        call = FunctionType(_call_layer.__code__.replace(), globals())
         self._call = torch.compile(
-            _call_layer, fullgraph=True, dynamic=any_length, backend=backend, options=options
+            call, fullgraph=True, dynamic=any_length, backend=backend, options=options
         )
 
     def settle(self) -> None:
@@ -105,14 +108,13 @@ class CompiledLayers:
         numbered = [m for m in layer.modules() if getattr(m, "layer_idx", None) == index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            if kwargs.get("past_key_values") is not self._cache:
-                raise UnsupportedModelError(
-                    f"{type(layer).__name__}: takes its cache under another name"
-                )
+            name = next((name for name, given in kwargs.items() if given is self._cache), None)
+            if name is None:
+                raise UnsupportedModelError(f"{type(layer).__name__}: is not given its cache")
             try:
                 for module in numbered:
                     module.layer_idx = 0  # type: ignore[assignment]
-                return self._call(layer, args, kwargs | {"past_key_values": view})
+                return self._call(layer, args, kwargs | {name: view})
             finally:
                 for module in numbered:
                     module.layer_idx = index  # type: ignore[assignment]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moeprof.checkpoint.kv_cache import cache_name, cache_of
 from moeprof.errors import CapacityError, UnsupportedModelError
 from moeprof.runtime.attention import use_own_attention
 from moeprof.runtime.compiled_layers import CompiledLayers
@@ -141,12 +142,10 @@ class Decoder:
         output = self._model(
             input_ids=token_ids,
             position_ids=torch.arange(position, end, device=self._device)[None],
-            past_key_values=self._own_cache,
             use_cache=True,
+            **{cache_name(self._model): self._own_cache},
         )
-        self._own_cache = getattr(output, "past_key_values", None)
-        if self._own_cache is None:
-            raise UnsupportedModelError(f"{type(self._model).__name__}: returns no cache")
+        self._own_cache = cache_of(self._model, output)
         logits: Tensor = output.logits[0, -1]
         return logits
 
@@ -167,9 +166,9 @@ class Decoder:
         output = self._model(
             input_ids=torch.tensor([token_ids], device=self._device),
             position_ids=torch.arange(len(token_ids), device=self._device)[None],
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_name(self._model): cache},
         )
         cache.decode_from(len(token_ids))
         logits: Tensor = output.logits[0, -1]
@@ -180,9 +179,9 @@ class Decoder:
         output = self._model(
             input_ids=self._token,
             position_ids=cache.clock.position[None],
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_name(self._model): cache},
         )
         logits = output.logits[0, -1]
         if self._logits is None:

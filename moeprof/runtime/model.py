@@ -1,9 +1,7 @@
 """A model that runs under a placement: its forward, its tokenizer and its counts."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moeprof.checkpoint import Checkpoint
-from moeprof.errors import UnsupportedModelError
+from moeprof.checkpoint.kv_cache import accepted, cache_name, cache_of
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
 from moeprof.runtime.meter import Meter
@@ -31,12 +29,6 @@ class Step:
 
     logits: Tensor
     cache: Any
-
-
-@cache
-def _accepted(forward: Callable[..., object]) -> frozenset[str]:
-    """Names of the arguments of a forward."""
-    return frozenset(inspect.signature(forward).parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +84,20 @@ class SplitModel:
         Raises:
             UnsupportedModelError: a layer did not go through its experts, or no cache came back.
         """
-        accepted = _accepted(type(self.model).forward)
+        names = accepted(type(self.model).forward)
         ids = torch.tensor([token_ids], device=self.device)
         options: dict[str, Any] = {"use_cache": keep_cache}
         if cache is not None:
-            options["past_key_values"] = cache
-        if "position_ids" in accepted:
+            options[cache_name(self.model)] = cache
+        if "position_ids" in names:
             end = position + len(token_ids)
             options["position_ids"] = torch.arange(position, end, device=self.device)[None]
-        if "logits_to_keep" in accepted:
+        if "logits_to_keep" in names:
             options["logits_to_keep"] = 1
         self.meter.begin(phase, len(token_ids))
         output = self.model(input_ids=ids, **options)
         self.meter.finish()
-        kept = getattr(output, "past_key_values", None)
-        if keep_cache and kept is None:
-            raise UnsupportedModelError(f"{type(self.model).__name__}: returns no cache")
+        kept = cache_of(self.model, output) if keep_cache else None
         return Step(output.logits[0, -1], kept)
 
     def synchronize(self) -> None:
