@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from builders import make_block, make_shape, make_trace
 from planning import R, V, make_placement
+from synthetic import block_of
 
 from moeprof.analyze import AnalysisSettings
 from moeprof.analyze.comparison import compare_placement, compare_traces
@@ -27,6 +28,15 @@ def documents(
     sequence = [number for number in range(num_documents) for _ in range(12)]
     weights = None if preference is None else np.asarray(preference)
     block = make_block(shape, sequence, decode=decode, seed=seed, probabilities=weights)
+    return make_trace(path, {"text": block}, shape)
+
+
+def uses(path: Path, *first_of_ten: int) -> Trace:
+    """Documents of ten tokens in one layer of two experts: so many choose expert 0."""
+    shape = make_shape((0,), num_experts=2, top_k=1)
+    chosen = [int(token >= number) for number in first_of_ten for token in range(10)]
+    sequence = np.repeat(np.arange(len(first_of_ten)), 10)
+    block = block_of(np.reshape(chosen, (1, -1, 1)), sequence)
     return make_trace(path, {"text": block}, shape)
 
 
@@ -179,6 +189,57 @@ def test_traces_that_are_drawn_alike_keep_their_coverage(tmp_path: Path) -> None
     assert again.to_json() == comparison.to_json(), "seeded"
 
 
+def test_a_trace_is_scored_by_the_set_of_the_whole_other_and_by_its_own_held_out(
+    tmp_path: Path,
+) -> None:
+    """Of the whole of a, 9 + 4 against 7, cell 0 is hot; without its first document cell 1 is."""
+    first, second = uses(tmp_path / "a", 9, 4), uses(tmp_path / "b", 7, 8, 9)
+    (phase,) = compare_traces(first, second, SETTINGS).phases
+    values = {name: one.value for name, one in phase.coverage.items()}
+    assert values == pytest.approx(
+        {
+            "first_on_second": (7 + 8 + 9) / 30,
+            "second_on_second": (7 + 8 + 9) / 30,
+            "second_on_first": (9 + 4) / 20,
+            "first_on_first": (1 + 4) / 20,
+        }
+    )
+    assert phase.retained.value == 1
+
+
+def test_the_interval_of_a_set_on_another_trace_is_that_of_both_drawn_anew(tmp_path: Path) -> None:
+    """All documents of a are alike and choose cell 0, so that only b's documents count."""
+    first, second = uses(tmp_path / "a", 9, 9, 9), uses(tmp_path / "b", 7, 8, 9)
+    settings = AnalysisSettings(share=0.5, resamples=2000)
+    (phase,) = compare_traces(first, second, settings).phases
+    found = phase.coverage["first_on_second"]
+    # Standard error of the mean of 0.7, 0.8 and 0.9 is 0.1 / sqrt(3); Student's t for 2 is 4.303.
+    assert found.high - found.value == pytest.approx(min(0.2, 4.303 * 0.1 / 3**0.5), rel=0.05)
+    assert found.value - found.low == pytest.approx(4.303 * 0.1 / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("documents_of_a", "documents_of_b", "unknown"),
+    [
+        ((9, 8), (7, 8), {"retained", "first_on_first", "second_on_second"}),
+        ((9,), (7, 8, 9), {"retained", "first_on_second", "second_on_first", "first_on_first"}),
+        ((9, 8, 7), (7, 8, 9), set()),
+    ],
+    ids=["two and two", "one and three", "three and three"],
+)
+def test_what_has_no_interval_is_named_and_nothing_warns(
+    tmp_path: Path, documents_of_a, documents_of_b, unknown: set[str]
+) -> None:
+    first, second = uses(tmp_path / "a", *documents_of_a), uses(tmp_path / "b", *documents_of_b)
+    comparison = compare_traces(first, second, SETTINGS)
+    (phase,) = comparison.phases
+    figures = phase.coverage | {"retained": phase.retained}
+    assert {name for name, one in figures.items() if np.isnan(one.low)} == unknown
+    for name, one in figures.items():
+        assert np.isnan(one.low) == np.isnan(one.high), name
+    assert bool(unknown) == any(" interval" in note for note in comparison.notes)
+
+
 def test_phases_stand_apart_and_only_those_in_both(tmp_path: Path) -> None:
     first = documents(tmp_path / "a", 6, LOW, 0, decode=5)
     second = documents(tmp_path / "b", 6, LOW, 1)
@@ -269,6 +330,15 @@ def test_the_command_says_what_is_kept_and_gates(tmp_path: Path, capsys) -> None
     assert run("compare", first.path, second.path, *options, "--fail-under", "0.01") == 0
 
 
+def test_four_documents_are_not_said_to_be_alike(tmp_path: Path, capsys) -> None:
+    """Of the six splits two and two, the one at hand and its mirror image look alike: 1 in 3."""
+    first, second = uses(tmp_path / "a", 9, 9), uses(tmp_path / "b", 1, 1)
+    assert run("compare", first.path, second.path, "--share", "0.5") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "prefill: too few documents to tell whether the routing differs (p = 0.3" in shown
+    assert "note: prefill: so few documents cannot give a p-value below 0.33." in shown
+
+
 def test_json_is_one_document_even_when_the_gate_closes(tmp_path: Path, capsys) -> None:
     first = documents(tmp_path / "a", 4, LOW, 0)
     second = documents(tmp_path / "b", 4, HIGH, 1)
@@ -283,8 +353,9 @@ def test_json_is_one_document_even_when_the_gate_closes(tmp_path: Path, capsys) 
 def test_a_trace_beside_itself_is_named_twice(tmp_path: Path, capsys) -> None:
     trace = documents(tmp_path / "a", 6, LOW, 0)
     assert run("compare", trace.path, trace.path, "--fail-under", "0.9") == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "the hot set of a (A)" in shown
+    assert "note: Both are one trace: what the hot set of one serves of the other is" in shown
     assert "no difference beyond that between documents of one trace" in shown
 
 
@@ -296,6 +367,8 @@ def test_the_command_scores_a_placement(tmp_path: Path, capsys) -> None:
     write_placement(placement, file)
     assert run("compare", file, trace.path, "--fail-under", "0.95") == 0
     assert "what lies in VRAM by plan (4 cells) serves" in capsys.readouterr().out
+    assert run("compare", file, trace.path, "--share", "0.5") == 2
+    assert "a placement says itself what is in VRAM" in capsys.readouterr().err
     assert run("compare", trace.path, file) == 1
     assert f"hint: moeprof compare {file} {trace.path}" in capsys.readouterr().err
 
@@ -306,6 +379,8 @@ def test_the_command_scores_a_placement(tmp_path: Path, capsys) -> None:
         (["--phase", "both"], 2, "'both' is not one of prefill, decode, all"),
         (["--domain", "other"], 1, "no domain 'other'"),
         (["--fail-under", "-1"], 2, "fail-under"),
+        (["--fail-under", "1.01"], 2, "less than or equal to 1"),
+        (["--fail-under", "nan"], 2, "fail-under"),
         (["--permutations", "3"], 2, "permutations"),
     ],
 )

@@ -1,7 +1,7 @@
 """Two traces, or a placement and a trace: does what was learned on one hold on the other?"""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ from moeprof.analyze import intervals
 from moeprof.analyze.coverage import share_of
 from moeprof.analyze.exchange import divergence, exchange_test
 from moeprof.analyze.hot_sets import cell_bytes, hot_set_size
-from moeprof.analyze.overlap import hot_cells, resampled_sets, transfer
+from moeprof.analyze.notes import notes_on_comparison, notes_on_placement
+from moeprof.analyze.overlap import hot_cells, resampled_hot_cells
 from moeprof.analyze.sample import Sample
 from moeprof.analyze.settings import AnalysisSettings
 from moeprof.errors import TraceError
@@ -40,10 +41,12 @@ class PhaseComparison:
         phase: `prefill`, `decode` or `all`.
         documents: document groups of the first and of the second; the first is 0 for a placement.
         cells: cells in a hot set.
-        coverage: of the second by the set of the first, and by its own, held out; of two traces
-            also the first by both. Keys are `first_on_second` and the like.
+        coverage: of the second by the set of the first, chosen on all of the first's documents;
+            and by its own, held out fold by fold, since its documents are both chosen on and
+            scored. Of two traces also the first by both. Keys are `first_on_second` and the like.
         retained: `first_on_second` over `second_on_second`: what is left of the coverage that a
-            set made for the second would have.
+            set made for the second would have. Above 1 where a set of the whole first is better
+            than one of the second's training folds.
         kept: [n, 2] int64, (layer, expert) of cells hot in both.
         left: [n, 2] int64, cells hot in the first only.
         entered: [n, 2] int64, cells hot in the second only.
@@ -119,6 +122,10 @@ def compare_traces(
 ) -> Comparison:
     """What is learned on one trace, scored on another.
 
+    The set that is scored on a trace has seen none of its documents: that of the other trace is
+    chosen on the whole of the other, as a plan is; its own is held out, fold by fold. Intervals
+    draw the documents of both traces anew and choose on those that were drawn.
+
     Args:
         first: where hot sets are chosen.
         second: where they are scored.
@@ -142,7 +149,7 @@ def compare_traces(
             "compare traces that were made alike, or name another --phase",
         )
     names = _names(first.name, second.name)
-    notes = _notes(first, second, names, phases)
+    notes = notes_on_comparison((first, second), names, phases)
     return Comparison(*names, False, settings, permutations, tuple(phases), tuple(notes))
 
 
@@ -185,7 +192,7 @@ def compare_placement(
         raise TraceError(
             f"{trace.path}: no assignments to score", "name another --phase or --domain"
         )
-    notes = _placement_notes(placement, trace)
+    notes = notes_on_placement(placement, trace, phases)
     return Comparison(*_names(name, trace.name), True, plain, 0, tuple(phases), tuple(notes))
 
 
@@ -226,12 +233,13 @@ def _joint(first: Trace, second: Trace, domain: str | None) -> CellCounts:
 
 
 def _compare(first: Sample, second: Sample, permutations: int) -> PhaseComparison:
-    moved = transfer([first, second])
-    names = ("first", "second")
+    on_second, resampled = _on_other(first, second)
+    on_first, _ = _on_other(second, first)
     coverage = {
-        f"{names[row]}_on_{names[column]}": Interval(*moved[:, row, column].tolist())
-        for row in range(2)
-        for column in range(2)
+        "first_on_first": _on_itself(first),
+        "first_on_second": on_second,
+        "second_on_first": on_first,
+        "second_on_second": _on_itself(second),
     }
     counts = np.concatenate([first.counts, second.counts])
     is_second = np.repeat([False, True], [first.num_groups, second.num_groups])
@@ -251,7 +259,7 @@ def _compare(first: Sample, second: Sample, permutations: int) -> PhaseCompariso
         documents=(first.num_groups, second.num_groups),
         cells=int(hot[0].sum()),
         coverage=coverage,
-        retained=_retained(coverage, _resampled_transfer(first, second), second),
+        retained=_retained(coverage, resampled, second, min(first.degrees, second.degrees)),
         kept=_cells(hot[0] & hot[1], first),
         left=_cells(hot[0] & ~hot[1], first),
         entered=_cells(hot[1] & ~hot[0], first),
@@ -263,24 +271,15 @@ def _compare(first: Sample, second: Sample, permutations: int) -> PhaseCompariso
 
 def _score(hot: NDArray[np.bool_], sample: Sample) -> PhaseComparison:
     """A fixed set of cells [num_cells] on a trace."""
-    flat = sample.counts.reshape(sample.num_groups, -1)
-    served, total = (flat @ hot).astype(np.float64), flat.sum(axis=1)
-    resampled = share_of((sample.weights @ served)[:, None], sample.weights @ total)
-    estimate = share_of(served.sum(keepdims=True), total.sum())
-    scored = intervals.interval(estimate, resampled, sample.degrees)[:, 0]
-    at = sample.curve_shares.index(sample.settings.share)
-    own = sample.curve.held_out[:, 0, at]
-    coverage = {
-        "first_on_second": Interval(*scored.tolist()),
-        "second_on_second": Interval(*own.tolist()),
-    }
+    on_second, resampled = _served(hot, hot[None].astype(np.float32), sample, sample.degrees)
+    coverage = {"first_on_second": on_second, "second_on_second": _on_itself(sample)}
     mine = hot_cells(sample)
     return PhaseComparison(
         phase=sample.phase,
         documents=(0, sample.num_groups),
         cells=int(hot.sum()),
         coverage=coverage,
-        retained=_retained(coverage, resampled[:, 0], sample),
+        retained=_retained(coverage, resampled, sample, sample.degrees),
         kept=_cells(hot & mine, sample),
         left=_cells(hot & ~mine, sample),
         entered=_cells(mine & ~hot, sample),
@@ -290,31 +289,54 @@ def _score(hot: NDArray[np.bool_], sample: Sample) -> PhaseComparison:
     )
 
 
-def _resampled_transfer(first: Sample, second: Sample) -> NDArray[np.float64]:
-    """[R] float64: coverage of the second by sets of the first, both resampled."""
-    flat = second.counts.reshape(second.num_groups, -1)
-    served = np.einsum("rg,gr->r", second.weights, flat @ resampled_sets(first).T)
-    return share_of(served[:, None], second.weights @ flat.sum(axis=1))[:, 0]
+def _on_itself(sample: Sample) -> Interval:
+    """Coverage of a trace by its own hot sets, held out."""
+    at = sample.curve_shares.index(sample.settings.share)
+    return Interval(*sample.curve.held_out[:, 0, at].tolist())
+
+
+def _on_other(chosen: Sample, scored: Sample) -> tuple[Interval, NDArray[np.float64]]:
+    """Coverage of a trace by the hot set of another, whole one, and in every resample of both."""
+    degrees = min(chosen.degrees, scored.degrees)
+    return _served(hot_cells(chosen), resampled_hot_cells(chosen), scored, degrees)
+
+
+def _served(
+    hot: NDArray[np.bool_], redrawn: NDArray[np.float32], sample: Sample, degrees: int
+) -> tuple[Interval, NDArray[np.float64]]:
+    """Coverage of a trace by a set of cells, and in every resample.
+
+    Args:
+        hot: [num_cells], the set.
+        redrawn: [R, num_cells], the set in every resample, or [1, num_cells] for one that stays.
+        sample: the trace's documents and their R resamples.
+        degrees: of freedom of the interval.
+    """
+    flat = sample.counts.reshape(sample.num_groups, -1)
+    total = flat.sum(axis=1)
+    served = (sample.weights * (flat @ redrawn.T).T).sum(axis=1)
+    resampled = share_of(served[:, None], sample.weights @ total)
+    estimate = share_of((flat @ hot).sum(keepdims=True).astype(np.float64), total.sum())
+    found = intervals.interval(estimate, resampled, degrees)[:, 0]
+    return Interval(*found.tolist()), resampled[:, 0]
 
 
 def _retained(
-    coverage: dict[str, Interval], resampled: NDArray[np.float64], second: Sample
+    coverage: dict[str, Interval], resampled: NDArray[np.float64], second: Sample, degrees: int
 ) -> Interval:
     """The ratio with its interval; numerator and denominator share the resamples."""
     value, own = coverage["first_on_second"].value, coverage["second_on_second"].value
     if not own > 0:
         return Interval(*[float("nan")] * 3)
-    ratio = value / own
-    if second.degrees == 0:
-        return Interval(ratio, float("nan"), float("nan"))
     shape = second.shape
     bytes_of = cell_bytes(shape.expert_bytes, shape.num_experts).reshape(1, -1)
     sizes = np.array([hot_set_size(second.settings.share, shape.num_cells)])
     counts = second.counts.reshape(second.num_groups, 1, -1)
     drawn = intervals.resampled_held_out(second.weights, counts, bytes_of, second.fold, sizes)
-    ratios = resampled / drawn[:, 0, 0]
-    half = intervals.student_quantile(second.degrees) * float(np.nanstd(ratios))
-    return Interval(ratio, max(0.0, ratio - half), ratio + half)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample that serves nothing
+        ratios = resampled / drawn[:, 0, 0]
+    ratio = np.array(value / own)
+    return Interval(*intervals.interval(ratio, ratios, degrees, (0.0, np.inf)).tolist())
 
 
 def _layer_frame(sample: Sample, hot: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> pd.DataFrame:
@@ -328,37 +350,6 @@ def _cells(hot: NDArray[np.bool_], sample: Sample) -> NDArray[np.int64]:
     """[n, 2] int64: checkpoint layer and expert of the cells."""
     row, expert = np.divmod(np.flatnonzero(hot), sample.shape.num_experts)
     return np.stack([np.asarray(sample.shape.moe_layers)[row], expert], axis=1)
-
-
-def _notes(
-    first: Trace, second: Trace, names: tuple[str, str], phases: Sequence[PhaseComparison]
-) -> Iterator[str]:
-    prints = {one.metadata.model.fingerprint for one in (first, second)}
-    if len(prints) > 1:
-        yield "The traces are of checkpoints with other fingerprints, or one of them has none."
-    if first.shape.top_k != second.shape.top_k:
-        yield f"Top-k differs: {first.shape.top_k} and {second.shape.top_k} experts per token."
-    if first.shape.expert_bytes != second.shape.expert_bytes:
-        yield f"Experts are stored in other sizes; those of {names[0]} stand for both."
-    for one in phases:
-        if np.isnan(one.p_value):
-            yield (
-                f"{one.phase}: {one.documents[0]} and {one.documents[1]} documents are too few to "
-                "test whether the routing differs; it takes two in each."
-            )
-        elif one.smallest_p > 0.05:
-            yield (
-                f"{one.phase}: so few documents cannot give a p-value below {one.smallest_p:.2g}."
-            )
-        if np.isnan(one.coverage["second_on_second"].value):
-            yield f"{one.phase}: {names[1]} has one document, so nothing can be held out of it."
-
-
-def _placement_notes(placement: Placement, trace: Trace) -> Iterator[str]:
-    if placement.model.fingerprint != trace.metadata.model.fingerprint:
-        yield "Placement and trace are of checkpoints with other fingerprints, or one has none."
-    if placement.trace.digest == trace.digest:
-        yield "The placement was made from this very trace: its coverage here is in-sample."
 
 
 def _document(one: PhaseComparison) -> dict[str, Any]:

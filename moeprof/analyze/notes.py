@@ -1,16 +1,23 @@
-"""What an analysis could not compute, or what needs care, in sentences."""
+"""What an analysis or a comparison could not compute, or what needs care, in sentences."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from moeprof.analyze.hot_sets import hot_set_size
 from moeprof.analyze.sample import Sample
 from moeprof.analyze.settings import BOTH_PHASES, OVERALL, AnalysisSettings
 from moeprof.model_shape import ModelShape
+from moeprof.placement import Placement
 from moeprof.trace.counts import CellCounts
 from moeprof.trace.origin import UNSAID
 from moeprof.trace.reader import Trace
 from moeprof.trace.schema import PHASES
 from moeprof.units import format_size
+
+if TYPE_CHECKING:
+    from moeprof.analyze.comparison import PhaseComparison
 
 # What each section needs of a source, beside counts.
 _NEEDS = {
@@ -81,4 +88,74 @@ def _notes_on_few_documents(phase: str, found: list[Sample]) -> Iterator[str]:
         yield (
             f"{phase}: in {OVERALL}, a document that is alone in its domain is scored "
             "with sets from the other domains, and the interval leaves it as it is."
+        )
+
+
+def notes_on_comparison(
+    traces: tuple[Trace, Trace], names: tuple[str, str], phases: Sequence["PhaseComparison"]
+) -> Iterator[str]:
+    """In what two traces differ beside their routing, and what so few documents cannot tell.
+
+    Args:
+        traces: where sets are chosen, and where they are scored.
+        names: what the two are called.
+        phases: what was compared.
+    """
+    first, second = traces
+    if first.digest == second.digest:
+        yield "Both are one trace: what the hot set of one serves of the other is in-sample."
+    if len({one.metadata.model.fingerprint for one in traces}) > 1:
+        yield "The traces are of checkpoints with other fingerprints, or one of them has none."
+    if first.shape.top_k != second.shape.top_k:
+        yield f"Top-k differs: {first.shape.top_k} and {second.shape.top_k} experts per token."
+    if first.shape.expert_bytes != second.shape.expert_bytes:
+        yield f"Experts are stored in other sizes; those of {names[0]} stand for both."
+    for trace, name in zip(traces, names, strict=True):
+        yield from _note_on_phase(trace, name)
+    for one in phases:
+        yield from _notes_on_tested(one)
+        yield from _notes_on_held_out(one, names[1])
+        if one.documents[0] == 1:
+            yield (
+                f"{one.phase}: {names[0]} has one document, so its hot set has no interval, nor "
+                "has what is kept."
+            )
+
+
+def notes_on_placement(
+    placement: Placement, trace: Trace, phases: Sequence["PhaseComparison"]
+) -> Iterator[str]:
+    """What needs care where a placement is scored on a trace."""
+    if placement.model.fingerprint != trace.metadata.model.fingerprint:
+        yield "Placement and trace are of checkpoints with other fingerprints, or one has none."
+    if placement.trace.digest == trace.digest:
+        yield "The placement was made from this very trace: its coverage here is in-sample."
+    yield from _note_on_phase(trace, trace.name)
+    for one in phases:
+        yield from _notes_on_held_out(one, trace.name)
+
+
+def _note_on_phase(trace: Trace, name: str) -> Iterator[str]:
+    if "phase" in trace.metadata.missing:
+        yield f"{name} does not say {UNSAID['phase']}."
+
+
+def _notes_on_tested(one: "PhaseComparison") -> Iterator[str]:
+    if np.isnan(one.p_value):
+        first, second = one.documents
+        yield (
+            f"{one.phase}: {first} and {second} documents are too few to test whether the routing "
+            "differs; it takes two in each."
+        )
+    elif one.smallest_p > 0.05:
+        yield f"{one.phase}: so few documents cannot give a p-value below {one.smallest_p:.2g}."
+
+
+def _notes_on_held_out(one: "PhaseComparison", name: str) -> Iterator[str]:
+    if one.documents[1] == 1:
+        yield f"{one.phase}: {name} has one document, so nothing can be held out of it."
+    elif one.documents[1] == 2:
+        yield (
+            f"{one.phase}: {name} has two documents: neither its own coverage nor what is kept of "
+            "it has an interval, since leaving one out leaves nothing to choose on."
         )

@@ -36,6 +36,13 @@ def hot_cells(sample: Sample) -> NDArray[np.bool_]:
     return hot
 
 
+def resampled_hot_cells(sample: Sample) -> NDArray[np.float32]:
+    """[R, num_cells] float32: 1 where a cell is in the hot set of all documents of a resample."""
+    flat = sample.counts.reshape(sample.num_groups, -1).astype(np.float64)
+    order = best_first(sample.weights @ flat, _flat_bytes(sample), stable=False)
+    return _members(order, _size(sample)).astype(np.float32)
+
+
 def transfer(samples: Sequence[Sample]) -> NDArray[np.float64]:
     """Coverage of each domain's hot set on each domain's documents, never on its own training.
 
@@ -85,7 +92,7 @@ def training_sets(sample: Sample) -> NDArray[np.float64]:
 
 
 def resampled_sets(sample: Sample) -> NDArray[np.float32]:
-    """[R, num_cells] float32: as `_training_sets`, in every resample."""
+    """[R, num_cells] float32: as `training_sets`, in every resample."""
     bytes_of = _flat_bytes(sample)
     size = _size(sample)
     flat = sample.counts.reshape(sample.num_groups, -1).astype(np.float64)

@@ -24,8 +24,13 @@ def compare(
     ] = None,
     domain: Annotated[str | None, typer.Option(help="One domain of both. [default: all]")] = None,
     share: Annotated[
-        float, typer.Option(min=0.0001, max=1.0, help="Share of cells in a hot set of a trace.")
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            min=0.0001,
+            max=1.0,
+            help="Share of cells in a hot set. [default: 0.2, or what the placement has in VRAM]",
+        ),
+    ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds for held-out coverage.")] = 5,
     resamples: Annotated[
         int, typer.Option(min=2, help="Bootstrap resamples behind each interval.")
@@ -37,6 +42,7 @@ def compare(
         float | None,
         typer.Option(
             min=0.0,
+            max=1.0,
             metavar="SHARE",
             help="Exit with 1 if less than this share of B's own held-out coverage is kept in "
             "some phase; for continuous integration.",
@@ -47,8 +53,9 @@ def compare(
 ) -> None:
     """Score the hot set of one trace, or a placement, on another trace.
 
-    What is kept is set against a hot set of B's own, held out. Whether two traces differ at all is
-    tested by dealing their documents to the two sides at random.
+    The hot set is chosen on all of A, and what it keeps is set against a hot set of B's own, held
+    out. Whether two traces differ at all is tested by dealing their documents to the two sides at
+    random.
 
     Example:
         moeprof compare placements/demo.json traces/demo --fail-under 0.9
@@ -57,8 +64,15 @@ def compare(
 
     if phase is not None and phase not in ("prefill", "decode", "all"):
         raise typer.BadParameter(f"{phase!r} is not one of prefill, decode, all")
+    if share is not None and first.is_file():
+        raise typer.BadParameter("--share is of a trace; a placement says itself what is in VRAM")
     settings = AnalysisSettings(
-        domain=domain, phase=phase, share=share, folds=folds, resamples=resamples, seed=seed
+        domain=domain,
+        phase=phase,
+        share=0.2 if share is None else share,
+        folds=folds,
+        resamples=resamples,
+        seed=seed,
     )
     comparison = _compare(first, second, settings, permutations)
     if as_json:

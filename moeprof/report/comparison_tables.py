@@ -70,6 +70,8 @@ def _significance(one: PhaseComparison, permutations: int) -> str:
     if one.p_value <= _SIGNIFICANT:
         layers = int((one.layers["p_value"] <= _SIGNIFICANT).sum())
         return f"the routing differs ({basis}), in {layers} of {len(one.layers)} layers by itself"
+    if one.smallest_p > _SIGNIFICANT:
+        return f"too few documents to tell whether the routing differs ({basis})"
     return f"no difference beyond that between documents of one trace ({basis})"
 
 
