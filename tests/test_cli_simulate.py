@@ -146,7 +146,53 @@ def test_what_cannot_be_done_is_an_error_with_its_remedy(trace, capsys, argument
     assert "\nhint: " in written.err
 
 
-@pytest.mark.parametrize("wrong", [["--phase", "both"], ["--folds", "1"], ["--bugdet", "1"]])
-def test_wrong_usage_exits_with_two(trace, capsys, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["--phase", "both"], "'both'"),
+        (["--folds", "1"], "--folds"),
+        (["--bugdet", "1"], "--bugdet"),
+        (["--format", "q3"], "'q3' is not one of"),
+        (["--budget", ""], "--budget"),
+        (["--budget", ","], "--budget"),
+        (["--budget", "10%,,25%"], "--budget"),
+        (["--slots", ""], "--slots"),
+        (["--policy", ""], "--policy"),
+        (["--policy", "lru,"], "--policy"),
+        ([""], "--policy"),
+    ],
+)
+def test_wrong_usage_exits_with_two(trace, capsys, wrong, named):
     assert run(trace, *wrong) == 2
-    assert capsys.readouterr().out == ""
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert named in written.err
+
+
+def test_what_is_named_twice_stands_once(trace, capsys):
+    twice = ("--policy", "lru", "lru", "lru:scope=global", "--budget", "50%, 50%", "--slots", "4")
+    rows = rows_of(capsys, trace, *twice)
+    assert [(row["policy"], row["budget_bytes"], row["phase"]) for row in rows] == [
+        ("lru", 8000, "prefill"),
+        ("lru", 8000, "decode"),
+    ]
+
+
+def test_rooms_that_hold_nothing_or_everything_are_named(trace, capsys):
+    """16 experts of 1000 bytes, all of them used in the 60 tokens."""
+    sizes = ("--budget", "999,16kB,1000TB", "--policy", "static", "lru")
+    rows = rows_of(capsys, trace, *sizes, "--all-documents")
+    of = {(row["policy"], row["budget_bytes"], row["phase"]): row for row in rows}
+    for phase in ("prefill", "decode"):
+        nothing, all_of_it, more = (of["static", size, phase] for size in (999, 16_000, 10**15))
+        assert (nothing["hit_rate"], nothing["floor"]) == (0, 0)
+        for row in (all_of_it, more):
+            assert (row["hit_rate"], row["floor"], row["budget_share"]) == (1, 1, 1)
+    missed = {phase: of["lru", 10**15, phase]["bytes_read"] for phase in ("prefill", "decode")}
+    assert sum(missed.values()) == 16_000
+    assert run(trace, *sizes, "--all-documents") == 0
+    written = capsys.readouterr()
+    shown = " ".join(written.out.split())
+    assert "note: no expert fits into 999 B: the smallest has 1000 B" in shown
+    assert "note: all experts fit into 15.6 KiB, 909.5 TiB: a cache that begins empty" in shown
+    assert "warning: lru" not in written.err

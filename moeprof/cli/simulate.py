@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moeprof.cli.machine import GpuName, Hardware, RamName, machine
-from moeprof.cli.options import Force, Json, Seed, TraceArgument, table_console
+from moeprof.cli.options import (
+    Force,
+    Json,
+    RunFormat,
+    Seed,
+    TraceArgument,
+    check_format,
+    table_console,
+)
 from moeprof.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -60,9 +68,7 @@ def simulate(
     hardware: Hardware = None,
     gpu: GpuName = None,
     ram: RamName = None,
-    weight_format: Annotated[
-        str | None, typer.Option("--format", help="Of the experts: q4_0, q8_0 or bf16.")
-    ] = None,
+    weight_format: RunFormat = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Picture of the curves to write.")
     ] = None,
@@ -90,18 +96,22 @@ def simulate(
 
     if phase is not None and phase not in PHASE_CHOICES:
         raise typer.BadParameter(f"{phase!r} is not one of {', '.join(PHASE_CHOICES)}")
+    check_format(weight_format)
+    rooms, per_layer = _names(budget, "--budget"), _names(slots, "--slots")
+    named = [
+        parse_policy(text) for text in _names([*(policy or []), *(policies or [])], "--policy")
+    ]
+    named += [user_policy(text) for text in policy_file or []]
     if plot is not None:
         check_free(plot, force)
     opened = open_trace(trace)
     profile = machine(hardware, gpu, ram)
-    if profile is not None or any(not text.endswith("%") for text in _split(budget or [])):
+    if profile is not None or any(not text.endswith("%") for text in rooms):
         opened.require("expert_bytes", "neither a budget in bytes nor a speed means anything")
-    named = [parse_policy(text) for text in _split([*(policy or []), *(policies or [])])]
-    named += [user_policy(text) for text in policy_file or []]
     expert_bytes = expert_bytes_in(opened.shape, weight_format)
     request = SimulationRequest(
         policies=tuple(named),
-        budgets=_budgets(budget, slots, opened.shape, expert_bytes),
+        budgets=_budgets(rooms, per_layer, opened.shape, expert_bytes),
         domain=domain,
         phase=phase,
         held_out=not all_documents,
@@ -125,30 +135,36 @@ def simulate(
         typer.echo(f"wrote {plot}", err=True)
 
 
-def _split(texts: list[str]) -> list[str]:
-    return [one for text in texts for one in text.split(",") if one]
+def _names(texts: list[str] | None, option: str) -> list[str]:
+    """What an option lists, with commas between; none where it is not given.
+
+    Raises:
+        typer.BadParameter: a name is empty.
+    """
+    names = [one.strip() for text in texts or [] for one in text.split(",")]
+    if "" in names:
+        raise typer.BadParameter("names nothing, or ends in a comma", param_hint=option)
+    return names
 
 
 def _budgets(
-    budget: list[str] | None,
-    slots: list[str] | None,
+    rooms: list[str],
+    per_layer: list[str],
     shape: "ModelShape",
     expert_bytes: tuple[int, ...],
 ) -> tuple[int, ...]:
-    """Bytes of every budget that was asked for, ascending."""
+    """Bytes of every budget that was asked for, ascending, each once."""
     sizes = set()
-    for text in _split(slots or []):
-        if not text.strip().isdecimal() or not 1 <= int(text) <= shape.num_experts:
+    for text in per_layer:
+        if not text.isdecimal() or not 1 <= int(text) <= shape.num_experts:
             raise CapacityError(
                 f"slots: {text!r} is no number of experts from 1 to {shape.num_experts}",
                 "write it as --slots 8,16,32",
             )
         sizes.add(int(text) * sum(expert_bytes))
-    texts = _split(budget or [])
-    if not sizes and not texts:
-        texts = _split([_BUDGETS])
+    texts = rooms if rooms or sizes else _BUDGETS.split(",")
     total = sum(expert_bytes) * shape.num_experts
-    return tuple(sorted(sizes | {_budget_bytes(text.strip(), total) for text in texts}))
+    return tuple(sorted(sizes | {_budget_bytes(text, total) for text in texts}))
 
 
 def _budget_bytes(text: str, total_bytes: int) -> int:

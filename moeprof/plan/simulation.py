@@ -85,11 +85,11 @@ class Simulation:
         trace: name of the trace.
         total_bytes: bytes of all experts.
         rows: one row per policy, budget and phase: `policy`, `budget_bytes`, `budget_share` (of
-            all experts), `phase`, `hit_rate` (share of lookups) with `hit_rate_low` and
+            all experts, at most 1), `phase`, `hit_rate` (share of lookups) with `hit_rate_low` and
             `hit_rate_high`, `coverage` (share of assignments), `floor` (hit rate of arbitrary
-            experts), `bytes_read` (brought into the cache), `tokens`, `tokens_per_s` with its
-            low and high. Low and high are the ends of 95 % intervals over documents. NaN is
-            unknown.
+            experts, 0 where none fits), `bytes_read` (brought into the cache), `tokens`,
+            `tokens_per_s` with its low and high. Low and high are the ends of 95 % intervals over
+            documents. NaN is unknown.
         working_set_bytes: by phase, bytes of experts that one step looks up, in the median.
         warnings: policies that do worse than arbitrary experts, and where that starts.
         notes: how it was replayed.
@@ -217,7 +217,7 @@ class _Replays:
         for index, phase in enumerate(PHASES):
             if not self.lookups[index].any():
                 continue
-            share = budget_bytes / int(self.cell_bytes.sum())
+            share = min(1.0, budget_bytes / int(self.cell_bytes.sum()))
             row = {
                 "policy": policy.name,
                 "budget_bytes": budget_bytes,
@@ -225,7 +225,7 @@ class _Replays:
                 "phase": phase,
                 **_columns("hit_rate", hit_share(hits[index], self.lookups[index], self.split)),
                 "coverage": replayed.coverage(phase),
-                "floor": min(1.0, share),
+                "floor": share if budget_bytes >= self.cell_bytes.min() else 0.0,
                 "bytes_read": int(played.copied_bytes[index].sum()),
                 "tokens": int(self.routed.tokens[index].sum()),
                 **_columns("tokens_per_s", self._speed(index, played.seconds[index])),
@@ -324,6 +324,7 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
         yield "lists of cells are in VRAM from the start: loading them is not counted as read"
     where = "starts anew with each document" if request.restart else "goes on across documents"
     yield f"{documents} document{'s' * (documents > 1)}; the cache {where}"
+    yield from _notes_on_budgets(request.budgets, replays.cell_bytes)
     if replays.split.degrees < 1:
         yield "no intervals: they are over documents, and there are too few"
     if not request.policies and not any(policy.learns for policy in replays.policies):
@@ -342,6 +343,21 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
         yield "tokens/s are not predicted: no hardware profile was given"
     if "documents" in trace.metadata.missing:
         yield "where documents begin is not known; the trace counts as it is divided"
+
+
+def _notes_on_budgets(budgets: tuple[int, ...], cell_bytes: NDArray[np.int64]) -> Iterator[str]:
+    """Budgets that hold nothing, or everything, of cells of these bytes [L, E]."""
+    nothing = [format_size(one) for one in budgets if one < cell_bytes.min()]
+    everything = [format_size(one) for one in budgets if one >= cell_bytes.sum()]
+    if nothing:
+        yield f"no expert fits into {', '.join(nothing)}: the smallest has " + format_size(
+            int(cell_bytes.min())
+        )
+    if everything:
+        yield (
+            f"all experts fit into {', '.join(everything)}: a cache that begins empty misses each "
+            "of them once"
+        )
 
 
 def _notes_on_speed(

@@ -42,7 +42,7 @@ def expert_bytes_in(shape: ModelShape, weight_format: str | None) -> tuple[int, 
     if shape.dtype not in _VALUE_BYTES or weight_format not in BLOCK_BYTES:
         raise CapacityError(
             f"trace: experts stored as {shape.dtype} tell nothing of their size in {weight_format}",
-            "name the checkpoint with --model, or leave --format out",
+            "leave --format out, or ask moeprof advise with the checkpoint as --model",
         )
     values = [size // _VALUE_BYTES[shape.dtype] for size in shape.expert_bytes]
     return tuple(-(-one // BLOCK_SIZE) * BLOCK_BYTES[weight_format] for one in values)
