@@ -186,7 +186,7 @@ def _sglang(folder: Path) -> list[tuple[str, object, str]]:
         ("mode", {"forward_mode": 5}, "record 0: forward_mode 5"),
         ("lengths", {"extend_seq_lens": [3]}, "extend_seq_lens add up to 3"),
         ("positions", {"positions": [0, 1]}, "4 rows of ids, 2 positions"),
-        ("position -1", {"positions": [0, 1, 2, -1]}, "negative positions"),
+        ("position -1", {"positions": [0, 1, 2, -1]}, "positions: token 3: position -1, expected 0 to 4294967295"),
         ("no input", {"input_ids": None}, "input_ids"),
         ("id 8", {"topk_ids_of_layer": outside}, "layer 0, token 0: physical expert 8"),
         ("id -2", {"topk_ids_of_layer": outside - 10}, "layer, token 0 0: expert id -2"),
@@ -222,7 +222,7 @@ def _ktransformers(folder: Path) -> list[tuple[str, object, str]]:
     return [
         counts("code", _Code(), "could run code"),
         counts("one axis", torch.ones(3), "shape (3,)"),
-        counts("negative", -torch.ones(2, 3, dtype=torch.int64), "has -1, expected counts"),
+        counts("negative", -torch.ones(2, 3, dtype=torch.int64), "step 0: layer 0, expert 0: -1, expected a count"),
         counts("nan", torch.full((2, 3), float("nan")), "expected whole numbers"),
         counts("text", "many", "expected whole numbers"),
         counts("zeros", torch.zeros(2, 8), "counts no assignments"),

@@ -11,6 +11,7 @@ from moeprof.cli.options import Force
 if TYPE_CHECKING:
     from moeprof.interop import KnownModel
 
+_MAX_LAYER = 65534
 _LAYERS = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
 
 
@@ -32,7 +33,9 @@ def import_(
     num_experts: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Experts of a layer.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Experts chosen per token.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Experts chosen per token.")
+    ] = None,
     moe_layers: Annotated[
         str | None, typer.Option(metavar="LAYERS", help="MoE layers, such as 1-26 or 3,5-47.")
     ] = None,
@@ -111,6 +114,8 @@ def _layers(text: str) -> tuple[int, ...]:
         layers |= set(range(int(first), int(last or first) + 1))
     if not layers:
         raise typer.BadParameter(f"{text!r} names no layer")
+    if max(layers) > _MAX_LAYER:
+        raise typer.BadParameter(f"{text!r} names layer {max(layers)}, the last is {_MAX_LAYER}")
     return tuple(sorted(layers))
 
 

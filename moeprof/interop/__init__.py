@@ -2,6 +2,7 @@
 
 from moeprof.interop.formats import FORMATS, Format
 from moeprof.interop.importing import import_trace
+from moeprof.interop.placing import placed
 from moeprof.interop.source import Facts, KnownModel
 
-__all__ = ["FORMATS", "Facts", "Format", "KnownModel", "import_trace"]
+__all__ = ["FORMATS", "Facts", "Format", "KnownModel", "import_trace", "placed"]

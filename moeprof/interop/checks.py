@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
 from moeprof.interop.source import Counted, Tokens
+from moeprof.interop.values import MAX_ASSIGNMENTS
 from moeprof.model_shape import ModelShape
 from moeprof.trace.schema import NO_EXPERT
 
@@ -14,6 +15,7 @@ _STRIDED = (
     "compare the row with the engine: ids of a strided view that were written as packed memory "
     "look like this"
 )
+TORN = ": the file is cut, or has lost lines"
 
 
 def check_tokens(documents: Sequence[Tokens], shape: ModelShape) -> None:
@@ -68,6 +70,58 @@ def _place(tokens: Tokens, token: int, layer: int) -> str:
     return f"{tokens.name}: position {position}, layer {layer}"
 
 
+def first_torn(
+    token: NDArray[np.int64],
+    row: NDArray[np.int64],
+    reaches_last: NDArray[np.bool_],
+    layers: NDArray[np.int64],
+    slots: int = 1,
+) -> tuple[int, str] | None:
+    """The first token that lacks rows which an engine such as llama.cpp must have written.
+
+    A token passes through every layer. The last one alone is computed only for tokens whose logits
+    are wanted: those of decode, and the last of each prompt at least.
+
+    Args:
+        token: [N] token of each row, indices into `reaches_last`.
+        row: [N] its layer, index into `layers`.
+        reaches_last: [T] whether a token must have rows in the last layer, too.
+        layers: [L] checkpoint indices.
+        slots: rows of each token in a layer.
+
+    Returns:
+        Index of the token, and words for what it has; None where every token is whole.
+    """
+    num_layers = len(layers)
+    cells, filled = np.unique(token * num_layers + row, return_counts=True)
+    of_token, of_row = np.divmod(cells, num_layers)
+    reached = np.bincount(of_token, minlength=len(reaches_last))
+    in_last = np.zeros(len(reaches_last), np.int64)
+    in_last[of_token[of_row == num_layers - 1]] = 1
+    torn = (reached - in_last < num_layers - 1) | (reaches_last & (in_last == 0))
+    short = filled < slots
+    torn[of_token[short]] = True
+    if not torn.any():
+        return None
+    first = int(torn.argmax())
+    for cell in np.flatnonzero(short & (of_token == first)):
+        return first, f"{filled[cell]} of {slots} slots in layer {layers[of_row[cell]]}"
+    return first, f"rows in {reached[first]} of {num_layers} layers"
+
+
+def remedy_of_torn(whole: int) -> str:
+    """What to do about a token that lacks rows; `whole` tokens of the import lie before it."""
+    beside = f", or take the tokens before it: --max-tokens {whole}" if whole else ""
+    return f"record the file anew{beside}"
+
+
+def wanted_logits(phase: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """[T] whether a token is of decode or the last of a prompt, in the order of one document."""
+    ends_prompt = np.append(phase[1:] == 1, True)
+    wanted: NDArray[np.bool_] = (phase == 1) | ends_prompt
+    return wanted
+
+
 def empty_slots(tokens: Tokens) -> int:
     """Slots of a document that chose no expert."""
     return int(np.count_nonzero(tokens.experts == NO_EXPERT))
@@ -85,7 +139,7 @@ def check_counts(counted: Sequence[Counted], shape: ModelShape) -> bool:
     """
     if not any(entry.counts.any() for entry in counted):
         raise TraceError("the files count no assignments", "name files with routing")
-    complete = True
+    complete, total = True, 0
     for entry in counted:
         expected = (shape.num_moe_layers, shape.num_experts)
         if entry.counts.shape != expected:
@@ -100,6 +154,12 @@ def check_counts(counted: Sequence[Counted], shape: ModelShape) -> bool:
                 f"{entry.name}: layer {shape.moe_layers[row]}, expert {expert}: "
                 f"{entry.counts[row, expert]} assignments",
                 "name a file with counts",
+            )
+        total += int(entry.counts.sum(dtype=np.float64))
+        if total > MAX_ASSIGNMENTS:
+            raise TraceError(
+                f"{entry.name}: counts add up to {total:.4g}, expected at most {MAX_ASSIGNMENTS}",
+                "name a file with counts, or import fewer files together",
             )
         sums = entry.counts.sum(axis=1)
         tokens = -(-int(sums.max()) // shape.top_k)

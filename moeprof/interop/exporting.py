@@ -1,24 +1,38 @@
 """The rows of a trace, as writers of foreign formats want them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
 from moeprof.interop.source import Tokens
 from moeprof.trace import Trace
 
+_CLAIMS = {
+    "order": "this format would give its tokens an order",
+    "documents": "this format would make one document of its tokens",
+    "phase": "this format would give its tokens a phase",
+}
+_ELSEWHERE = "free space, or choose another -o"
 
-def documents_of(trace: Trace) -> list[Tokens]:
+
+def documents_of(trace: Trace, claims: Sequence[str]) -> list[Tokens]:
     """Every document with its tokens in order; all rows are held in memory at once.
 
+    Args:
+        trace: whose rows are wanted.
+        claims: words of `origin.UNSAID` that a reader of the format takes for said.
+
     Raises:
-        TraceError: the trace has counts alone.
+        TraceError: the trace has counts alone, or does not say what the format would claim.
     """
     trace.require("rows", "it cannot be written as rows")
+    for word in claims:
+        trace.require(word, _CLAIMS[word])
     names = trace.documents().set_index("sequence")["name"]
     layers = [trace.routing(layer) for layer in trace.shape.moe_layers]
     first = layers[0]
@@ -44,6 +58,42 @@ def documents_of(trace: Trace) -> list[Tokens]:
     return documents
 
 
+def phase_of(tokens: Tokens) -> NDArray[np.uint8]:
+    """[T] uint8, index into `PHASES`: a trace has it of every token."""
+    assert tokens.phase is not None
+    return tokens.phase
+
+
+def prompt_length(tokens: Tokens) -> int:
+    """Tokens of a document's prompt, which all of its reply follows.
+
+    Raises:
+        TraceError: some of the prompt follows the reply, as in a conversation of several turns.
+    """
+    prompt = tokens.num_tokens - tokens.num_decode
+    if phase_of(tokens)[:prompt].any():
+        raise TraceError(
+            f"{tokens.name}: has prompt tokens after decoded ones, which this format cannot say",
+            "write route-trace",
+        )
+    return prompt
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say what the disk refuses.
+
+    Raises:
+        TraceError: something inside the block raised OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TraceError(
+            f"{path}: cannot be written ({error.strerror or error})", _ELSEWHERE
+        ) from error
+
+
 @contextmanager
 def written(path: Path) -> Iterator[IO[str]]:
     """A text file to write.
@@ -51,10 +101,5 @@ def written(path: Path) -> Iterator[IO[str]]:
     Raises:
         TraceError: it cannot be written.
     """
-    try:
-        with path.open("w", encoding="utf-8") as stream:
-            yield stream
-    except OSError as error:
-        raise TraceError(
-            f"{path}: cannot be written ({error.strerror or error})", "write elsewhere"
-        ) from error
+    with disk_errors(path), path.open("w", encoding="utf-8") as stream:
+        yield stream

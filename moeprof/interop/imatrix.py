@@ -3,8 +3,11 @@
 A file has `general.type` imatrix and, for each weight that was multiplied, the tensors
 `NAME.in_sum2` and `NAME.counts`. Of a layer's experts (`blk.N.ffn_down_exps.weight` and its
 siblings) `counts` is [num_experts, 1] float32: how many tokens chose each. Of a dense weight it is
-the number of tokens, which gives top-k by division. All tokens are prompt, read in chunks;
-documents and order are lost. The older .dat files have no counts of experts.
+the number of tokens, which gives top-k by division. All tokens are prompt, read in chunks. The
+older .dat files have no counts of experts.
+
+It cannot say which experts a token chose together or in which order, where documents end, weights,
+tokens, the model or its bytes, nor counts from 2^24 on exactly.
 
 Source: github.com/ggml-org/llama.cpp, tools/imatrix/imatrix.cpp, `save_imatrix`.
 """
@@ -18,12 +21,15 @@ from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
 from moeprof.interop.source import Counted, Facts, Source, Stated
+from moeprof.interop.text import shown, unreadable
+from moeprof.interop.values import MAX_ASSIGNMENTS
 
 _EXPERTS = re.compile(r"blk\.(\d{1,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts")
 _DENSE = re.compile(r"blk\.(\d{1,5})\.(?!.*_exps)[\w.]+\.weight\.counts")
 # From here on float32, in which the counts are stored, skips integers.
 _INEXACT = 2**24
 _INSTALL = "install it with: pip install 'moeprof[import]'"
+_EXPECTED = "name a file of: llama-imatrix --output-format gguf"
 _PREFILL = 0
 
 
@@ -37,9 +43,14 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
     layers = tuple(sorted(found[0][0]))
     counted, ratios, notes = [], set(), []
     for path, (experts, dense) in zip(files, found, strict=True):
-        if tuple(sorted(experts)) != layers or len({len(row) for row in experts.values()}) != 1:
+        if len({len(row) for row in experts.values()}) != 1:
             raise TraceError(
-                f"{path}: has other layers or experts than {files[0]}", "import one model at a time"
+                f"{path}: its layers differ in the number of experts",
+                "make it of one model, not of several merged",
+            )
+        if tuple(sorted(experts)) != layers:
+            raise TraceError(
+                f"{path}: has other layers than {files[0]}", "import one model at a time"
             )
         counts = np.stack([experts[layer] for layer in layers])
         ratios |= {experts[layer].sum() / dense[layer] for layer in layers if dense.get(layer)}
@@ -87,37 +98,50 @@ def _counts(path: Path) -> tuple[dict[int, NDArray[np.int64]], dict[int, int]]:
 
 def _tensors(path: Path) -> list[tuple[str, NDArray[np.generic]]]:
     """Names and values of the tensors that count something."""
+    kind, tensors = _opened(path)
+    if kind != "imatrix":
+        raise TraceError(f"{path}: a GGUF file, but no importance matrix", _EXPECTED)
+    for name, element, _ in tensors:
+        if element != "F32":
+            raise TraceError(f"{path}: {shown(name)} is {element}, expected F32", "make it anew")
+    return [(name, values) for name, _, values in tensors]
+
+
+def _opened(path: Path) -> tuple[object, list[tuple[str, str, NDArray[np.generic]]]]:
+    """The `general.type` of a GGUF, and name, element type and values of what counts."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
         raise TraceError("imatrix files are read with the package gguf", _INSTALL) from error
-    if not path.is_file():
-        raise TraceError(f"{path}: no such file", "name a file that exists")
     try:
         reader = GGUFReader(path)
         kind = reader.get_field("general.type")
-        is_imatrix = kind is not None and kind.contents() == "imatrix"
-        tensors = [(one.name, one.data) for one in reader.tensors if one.name.endswith(".counts")]
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        counting = [one for one in reader.tensors if one.name.endswith(".counts")]
+        tensors = [(one.name, one.tensor_type.name, one.data) for one in counting]
+        return None if kind is None else kind.contents(), tensors
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise TraceError(
-            f"{path}: not a readable GGUF file ({error})",
-            "name a file of: llama-imatrix --output-format gguf; .dat files have no counts",
+            f"{path}: not a readable GGUF file ({shown(str(error))})",
+            f"{_EXPECTED}; .dat files have no counts",
         ) from error
-    if not is_imatrix:
-        raise TraceError(
-            f"{path}: a GGUF file, but no importance matrix",
-            "name a file of: llama-imatrix --output-format gguf",
-        )
-    return tensors
 
 
 def _whole(path: Path, name: str, values: NDArray[np.generic]) -> NDArray[np.int64]:
     """Counts as integers, one for each expert."""
+    if values.size == 0 or values.size != max(values.shape):
+        raise TraceError(
+            f"{path}: {name} has the shape {values.shape}, expected one count for each expert",
+            "make the file anew",
+        )
     flat = np.asarray(values, np.float64).reshape(-1)
-    wrong = ~(np.isfinite(flat) & (flat >= 0) & (flat == np.round(flat)))
+    wrong = ~((flat >= 0) & (flat <= MAX_ASSIGNMENTS) & (flat == np.round(flat)))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
         raise TraceError(
-            f"{path}: {name}: entry {at} is {flat[at]}, expected a count", "make the file anew"
+            f"{path}: {name}: entry {at} is {flat[at]}, expected a count of at most "
+            f"{MAX_ASSIGNMENTS}",
+            "make the file anew",
         )
     return flat.astype(np.int64)

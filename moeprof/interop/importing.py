@@ -2,21 +2,20 @@
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.errors import TraceError, WriteError
+from moeprof.errors import TraceError
 from moeprof.interop.checks import check_counts, check_tokens, empty_slots
 from moeprof.interop.formats import FORMATS
 from moeprof.interop.model import ImportedModel, imported_model
-from moeprof.interop.source import STAND_IN_PHASE, Counted, Facts, Source, Tokens
+from moeprof.interop.placing import placed, said_of_output
+from moeprof.interop.source import STAND_IN_PHASE, Counted, Facts, Source, Tokens, is_ranked
 from moeprof.interop.suspicion import suspicions
 from moeprof.trace import Trace, open_trace, schema
 from moeprof.trace.counts_only import write_counts
@@ -25,6 +24,7 @@ from moeprof.trace.tally import Tally
 from moeprof.trace.writer import PART_BYTES, Document, TokenBlock, TraceWriter
 
 _DOMAIN = re.compile(r"[A-Za-z0-9_.-]+")
+_DOING = "imported"
 Tell = Callable[[str], object]
 
 
@@ -61,8 +61,41 @@ def import_trace(
             f"domain {facts.domain!r}: a name has letters, digits, _ . and - only",
             "rename it with --domain NAME",
         )
-    _check_free(output, force)
-    source = _cut(FORMATS[format_name].read(files, facts), facts)
+    _check_files(files)
+    check_free = partial(_check_free, force=force)
+    with said_of_output(output, _DOING):
+        check_free(output)
+    source, model, origin = _read(format_name, files, facts, tell)
+    with placed(output, check_free, _DOING) as unfinished:
+        if source.counted:
+            _write_counted(unfinished, source, model, facts, origin)
+        else:
+            _write_tokens(unfinished, source, model, facts, origin)
+    return open_trace(output)
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    seen: set[str] = set()
+    for path in files:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise TraceError(
+                f"{path}: is named twice, its tokens would count twice", "name each file once"
+            )
+        seen.add(real)
+
+
+def _read(
+    format_name: str, files: Sequence[Path], facts: Facts, tell: Tell
+) -> tuple[Source, ImportedModel, Origin]:
+    """What the files hold, checked, with what it is of and where it came from."""
+    try:
+        source = _cut(FORMATS[format_name].read(files, facts), facts)
+    except MemoryError as error:
+        raise TraceError(
+            f"{files[0]}: needs more memory than there is",
+            "take fewer tokens with --max-tokens N, or check that the file is what it should be",
+        ) from error
     model = _model(source, facts, files)
     missing = _missing(source, model, facts)
     histogram = _histogram(source, model)
@@ -72,16 +105,16 @@ def import_trace(
         tell(note)
     origin = Origin(
         format=format_name,
-        files=tuple(path.name for path in files),
+        files=tuple(_name(path.name) for path in files),
         missing=tuple(word for word in UNSAID if word in missing),
         counts_sha256="" if "rows" in missing else None,
     )
-    with _placed(output, force) as unfinished:
-        if source.counted:
-            _write_counted(unfinished, source, model, facts, origin)
-        else:
-            _write_tokens(unfinished, source, model, facts, origin)
-    return open_trace(output)
+    return source, model, origin
+
+
+def _name(name: str) -> str:
+    """A file's name as UTF-8 can hold it; names on disk are bytes, and may be anything."""
+    return name.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _cut(source: Source, facts: Facts) -> Source:
@@ -112,10 +145,10 @@ def _model(source: Source, facts: Facts, files: Sequence[Path]) -> ImportedModel
         raise TraceError(f"{files[0]}: holds no tokens", "name files with routing")
     if source.documents:
         num_rows, _, slots = source.documents[0].experts.shape
-        return imported_model(source.stated, facts, num_rows, slots, files[0].name)
+        return imported_model(source.stated, facts, num_rows, slots, _name(files[0].name))
     num_rows, width = source.counted[0].counts.shape
     stated = replace(source.stated, num_experts=source.stated.num_experts or width)
-    return imported_model(stated, facts, num_rows, None, files[0].name)
+    return imported_model(stated, facts, num_rows, None, _name(files[0].name))
 
 
 def _missing(source: Source, model: ImportedModel, facts: Facts) -> frozenset[str]:
@@ -135,6 +168,8 @@ def _missing(source: Source, model: ImportedModel, facts: Facts) -> frozenset[st
     check_tokens(source.documents, model.shape)
     if any(empty_slots(tokens) for tokens in source.documents):
         missing.add("assignments")
+    if not is_ranked(source.documents):
+        missing.add("rank")
     if any(tokens.token_id is None for tokens in source.documents):
         missing.add("token_ids")
     if any(tokens.weights is None for tokens in source.documents):
@@ -163,11 +198,14 @@ def _write_tokens(
     domain = schema.Domain(facts.domain, origin.files)
     metadata = _metadata(model, capture, domain, origin)
     group = -1
+    held = 0
     with TraceWriter(path, metadata) as writer:
         for sequence, tokens in enumerate(documents):
             group += not (tokens.continues and sequence > 0)
-            document = Document(sequence, tokens.name, group % schema.NUM_DOCUMENT_GROUPS)
-            writer.append(_block(sequence, tokens, capture.weights), [document])
+            document = Document(sequence, _name(tokens.name), group % schema.NUM_DOCUMENT_GROUPS)
+            block = _block(sequence, tokens, capture.weights)
+            writer.append(block, [document])
+            held += block.num_bytes
             decode = tokens.num_decode
             prefill, before = domain.tokens
             domain = replace(
@@ -177,8 +215,9 @@ def _write_tokens(
                 tokens=(prefill + tokens.num_tokens - decode, before + decode),
                 complete=sequence + 1 == len(documents),
             )
-            if domain.complete or writer.buffered_bytes >= PART_BYTES:
+            if domain.complete or held >= PART_BYTES:
                 writer.commit(domain)
+                held = 0
         writer.finish()
 
 
@@ -220,14 +259,11 @@ def _phase_index(facts: Facts) -> int:
 
 def _block(sequence: int, tokens: Tokens, with_weights: bool) -> TokenBlock:
     num_tokens = tokens.num_tokens
-    position = (
-        np.arange(num_tokens, dtype=np.uint32) if tokens.position is None else tokens.position
-    )
     token_id = np.zeros(num_tokens, np.uint32) if tokens.token_id is None else tokens.token_id
     phase = np.zeros(num_tokens, np.uint8) if tokens.phase is None else tokens.phase
     return TokenBlock(
         sequence=np.full(num_tokens, sequence, np.uint32),
-        position=position,
+        position=tokens.positions,
         token_id=token_id,
         phase=phase,
         experts=tokens.experts,
@@ -239,8 +275,7 @@ def _capture(documents: Sequence[Tokens], with_weights: bool) -> schema.CaptureS
     """Settings under which every prompt is one window, whatever position it begins at."""
     last, prompts, generated = 0, 1, 0
     for tokens in documents:
-        position = _block(0, tokens, False).position
-        last = max(last, int(position.max(initial=0)))
+        last = max(last, int(tokens.positions.max(initial=0)))
         generated = max(generated, tokens.num_decode)
         prompts = max(prompts, tokens.num_tokens - tokens.num_decode)
     return schema.CaptureSettings(
@@ -272,40 +307,10 @@ def _metadata(
 
 
 def _check_free(output: Path, force: bool) -> None:
+    """Refuse an output that is something else than a trace, or one that may not be replaced."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / schema.METADATA_FILE).is_file():
         raise TraceError(f"{output}: exists and is not a trace", "choose another output")
     if not force:
         raise TraceError(f"{output}: already exists", "choose another -o, or add --force")
-
-
-@contextmanager
-def _placed(output: Path, force: bool) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` once it is complete, or nothing at all."""
-    target = Path(os.path.realpath(output))
-    staging: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(mkdtemp(prefix=f".{target.name}.", suffix=".importing", dir=target.parent))
-        unfinished, replaced = staging / "trace", staging / "replaced"
-        yield unfinished
-        _check_free(output, force)
-        if target.exists():
-            target.rename(replaced)
-        try:
-            unfinished.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
-    except (OSError, WriteError) as error:
-        cause = error.__cause__ if isinstance(error, WriteError) else error
-        reason = getattr(cause, "strerror", None) or cause
-        raise TraceError(
-            f"{output}: cannot write ({reason}); nothing was imported",
-            "free space, or choose another -o",
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)

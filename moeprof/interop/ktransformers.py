@@ -2,14 +2,19 @@
 
 A file of torch.save with a dictionary; `logical_count` is [steps, num_hidden_layers, num_experts]
 or [num_hidden_layers, num_experts] integers, how often each expert was chosen. Dense layers are
-rows of zeros. Steps are forwards, not documents, and are added. The file says neither top-k nor
-phase. `--init-expert-location FILE` with `--kt-expert-placement-strategy frequency` reads it.
+rows of zeros. Steps are forwards, not documents, and are added. `--init-expert-location FILE` with
+`--kt-expert-placement-strategy frequency` reads it.
+
+It cannot say which experts a token chose together or in which order, where documents end, the
+phase, top-k, weights, tokens, the model or its bytes; a layer whose experts were never chosen looks
+dense.
 
 Sources: github.com/kvcache-ai/ktransformers, doc/en/kt-kernel/experts-sched-Tutorial.md, and
 github.com/sgl-project/sglang, python/sglang/srt/eplb/expert_location.py.
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
+from moeprof.interop.exporting import disk_errors
 from moeprof.interop.source import Counted, Facts, Source, Stated
+from moeprof.interop.text import shown
 from moeprof.interop.torch_files import integers, load
+from moeprof.interop.values import summed
 from moeprof.trace import Trace
 
 KEY = "logical_count"
@@ -59,13 +67,11 @@ def _logical_count(path: Path, document: dict[str, Any]) -> NDArray[np.int64]:
     """[num_hidden_layers, num_experts] int64, steps added."""
     if KEY not in document:
         raise TraceError(
-            f"{path}: has no {KEY}, only {', '.join(map(str, document))[:200]}",
+            f"{path}: has no {KEY}, only {shown(', '.join(map(str, document)))}",
             "record with the recorder's mode stat",
         )
     counts = integers(document[KEY], f"{path}: {KEY}", (2, 3))
-    if (counts < 0).any():
-        raise TraceError(f"{path}: {KEY} has {counts.min()}, expected counts", "record it anew")
-    return counts if counts.ndim == 2 else counts.sum(axis=0)
+    return summed(counts if counts.ndim == 3 else counts[None], f"{path}: {KEY}", "step")
 
 
 def write(trace: Trace, path: Path) -> None:
@@ -76,10 +82,10 @@ def write(trace: Trace, path: Path) -> None:
     """
     import torch
 
-    shape = trace.shape
+    shape, stream = trace.shape, BytesIO()
     counts = np.zeros((1, shape.num_layers, shape.num_experts), np.int64)
     counts[0, list(shape.moe_layers)] = trace.cell_counts().counts.sum(axis=(0, 1))
-    try:
-        torch.save({KEY: torch.from_numpy(counts)}, path)
-    except (OSError, RuntimeError) as error:
-        raise TraceError(f"{path}: cannot be written ({error})", "write elsewhere") from error
+    # Into memory first, since torch.save does not say that a disk is full.
+    torch.save({KEY: torch.from_numpy(counts)}, stream)
+    with disk_errors(path):
+        path.write_bytes(stream.getvalue())

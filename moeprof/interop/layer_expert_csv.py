@@ -4,6 +4,10 @@ A header names the columns, further ones are passed over, `#` begins a comment. 
 line is one assignment. Lines of one cell add up; expert -1, which some use for the shared expert,
 is left out. One file stands for one document.
 
+It cannot say which experts a token chose together or in which order, the phase, top-k, weights,
+tokens, the model or its bytes, nor that its end was cut off. Experts that are not listed were never
+chosen, or do not exist: without `--num-experts` every one must be listed.
+
 Source: this project; the same columns are written by forks of llama.cpp, by
 GGML_REMOTE_EP_FREQ_FILE among others.
 """
@@ -12,16 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
 from moeprof.interop.exporting import written
+from moeprof.interop.model import check_cells
 from moeprof.interop.source import Counted, Facts, Source, Stated
 from moeprof.interop.tables import Table, header, read_table, without_comments
 from moeprof.interop.text import content
+from moeprof.interop.values import MAX_ASSIGNMENTS, MAX_EXPERTS, MAX_LAYER
 from moeprof.trace import Trace
-from moeprof.trace.schema import NO_EXPERT
-
-_MOST = 2**53
 
 
 def read(files: Sequence[Path], facts: Facts) -> Source:
@@ -34,6 +38,7 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
     layers = np.unique(np.concatenate([table.ints("layer") for table in tables]))
     num_experts = facts.num_experts or (facts.model and facts.model.shape.num_experts)
     num_experts = num_experts or _listed_experts(tables)
+    check_cells(layers.tolist(), num_experts)
     counted = []
     for table in tables:
         layer, expert = table.ints("layer"), table.ints("expert")
@@ -45,7 +50,7 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
             )
         counts = np.zeros((len(layers), num_experts), np.int64)
         routed = expert >= 0
-        times = table.ints("count") if "count" in table.columns else np.ones(len(layer), np.int64)
+        times = _times(table)
         at = (np.searchsorted(layers, layer[routed]), expert[routed])
         np.add.at(counts, at, times[routed])
         counted.append(Counted(table.path.name, counts))
@@ -63,7 +68,11 @@ def _table(path: Path) -> Table:
     if "count" in header(data):
         wanted.append("count")
     table = read_table(path, data, wanted)
-    limits = {"layer": (0, 2**16 - 2), "expert": (-1, NO_EXPERT - 1), "count": (0, _MOST)}
+    limits = {
+        "layer": (0, MAX_LAYER),
+        "expert": (-1, MAX_EXPERTS - 1),
+        "count": (0, MAX_ASSIGNMENTS),
+    }
     for name in wanted:
         values, (least, most) = table.ints(name), limits[name]
         wrong = np.flatnonzero((values < least) | (values > most))
@@ -72,7 +81,24 @@ def _table(path: Path) -> Table:
             raise table.wrong(
                 row, f"{name} is {values[row]}, expected {least} to {most}", "export the file anew"
             )
+    if not (table.ints("expert") >= 0).any():
+        raise TraceError(f"{path}: counts no routed expert", "name a file that holds routing")
     return table
+
+
+def _times(table: Table) -> NDArray[np.int64]:
+    """[N] int64 assignments of each line; all together are checked not to overflow."""
+    if "count" not in table.columns:
+        return np.ones(len(table.columns["layer"]), np.int64)
+    times = table.ints("count")
+    beyond = np.cumsum(times, dtype=np.float64) > MAX_ASSIGNMENTS
+    if beyond.any():
+        raise table.wrong(
+            int(beyond.argmax()),
+            f"the counts up to here add up to more than {MAX_ASSIGNMENTS}, the most that is read",
+            "name a file with counts",
+        )
+    return times
 
 
 def _listed_experts(tables: Sequence[Table]) -> int:

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from moeprof.errors import TraceError
-from moeprof.interop.source import MAX_EXPERTS, Facts, Stated, cover
+from moeprof.interop.source import Facts, Stated, cover
+from moeprof.interop.values import MAX_EXPERTS, MAX_LAYER
 from moeprof.model_shape import ModelShape
 from moeprof.trace.schema import ModelIdentity
 
 T = TypeVar("T", int, str, tuple[int, ...])
+# Adding up the counts of a trace takes 2 KiB for each cell; no model comes near.
+_MAX_CELLS = 2**20
+_MAX_BYTES = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,16 @@ def imported_model(
             "correct --moe-layers or --model",
         )
     experts = _needed(num_experts, "how many experts a layer has", "--num-experts N")
-    if experts > MAX_EXPERTS:
-        raise TraceError(f"{experts} experts, this format of traces holds {MAX_EXPERTS} at most")
+    check_cells(layers, experts)
+    chosen = _needed(top_k, "how many experts a token chooses", "--top-k K")
+    if not 1 <= chosen <= experts:
+        raise TraceError(
+            f"{chosen} experts chosen of {experts}, expected 1 to {experts}",
+            "correct --top-k or --num-experts, or name the right files",
+        )
     sizes = _sizes(stated, facts, known, num_rows)
+    dense_bytes = (stated.dense_bytes or 0) if known is None else known.dense_bytes
+    _check_bytes(sizes or (1,), experts, dense_bytes)
     shape = ModelShape(
         model_type=facts.model_type
         or stated.model_type
@@ -80,11 +91,11 @@ def imported_model(
         num_layers=layers[-1] + 1 if known is None else known.num_layers,
         moe_layers=layers,
         num_experts=experts,
-        top_k=_needed(top_k, "how many experts a token chooses", "--top-k K"),
+        top_k=chosen,
         hidden_size=0 if known is None else known.hidden_size,
         vocab_size=0 if known is None else known.vocab_size,
         expert_bytes=sizes or (1,) * num_rows,
-        dense_bytes=(stated.dense_bytes or 0) if known is None else known.dense_bytes,
+        dense_bytes=dense_bytes,
         dtype="unknown" if known is None else known.dtype,
     )
     if facts.model is not None:
@@ -95,6 +106,42 @@ def imported_model(
         notes.append("nothing says how large an expert is; --expert-bytes does, for budgets")
     identity = ModelIdentity(stated.model_name or name, "", "")
     return ImportedModel(identity, shape, frozenset(missing), tuple(notes))
+
+
+def check_cells(layers: Sequence[int], num_experts: int) -> None:
+    """Refuse layers and experts that a trace does not hold.
+
+    Args:
+        layers: checkpoint indices, ascending.
+        num_experts: experts of each.
+
+    Raises:
+        TraceError: there are too many of one or of both.
+    """
+    remedy = "name the right files, or correct --num-experts or --moe-layers"
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise TraceError(f"{num_experts} experts of a layer, expected 1 to {MAX_EXPERTS}", remedy)
+    if layers[-1] > MAX_LAYER:
+        raise TraceError(f"layer {layers[-1]}, expected 0 to {MAX_LAYER}", remedy)
+    if len(layers) * num_experts > _MAX_CELLS:
+        raise TraceError(
+            f"{len(layers)} layers of {num_experts} experts, expected at most {_MAX_CELLS} experts "
+            "in all",
+            remedy,
+        )
+
+
+def _check_bytes(sizes: Sequence[int], num_experts: int, dense_bytes: int) -> None:
+    if min(sizes) <= 0:
+        raise TraceError(
+            f"an expert of {min(sizes)} bytes, expected at least 1", "correct --expert-bytes"
+        )
+    if sum(sizes) * num_experts + dense_bytes > _MAX_BYTES:
+        raise TraceError(
+            f"a model of {sum(sizes) * num_experts + dense_bytes:.4g} bytes, expected at most "
+            f"{_MAX_BYTES}",
+            "correct --expert-bytes, or name the right files",
+        )
 
 
 def _sizes(

@@ -9,17 +9,20 @@ Each is a dictionary of torch.save.
   `topk_ids_of_layer` [num_hidden_layers, T, 8] of physical ids, -1 where a layer is dense or a slot
   unused; one of `per_pass` has `global_physical_count` [num_hidden_layers, physical experts].
 
-Requests are not named. Tokens of an extend are split by `extend_seq_lens`; a decoded token is taken
-to continue the one sequence that has reached its position. Where several have, the file is kept as
-one document whose tokens have no order. Ranks of tensor parallelism repeat each other: give one of
-them. The map is that of the end: with rebalancing in between, earlier ids would be translated
-wrongly.
+Tokens of an extend are split by `extend_seq_lens`; a decoded token is taken to continue the one
+sequence that has reached its position. Where several have, the file is kept as one document whose
+tokens have no order. Ranks of tensor parallelism repeat each other: give one of them.
+
+It cannot say which request a token is of, weights, the model or its bytes; modes `stat` and
+`per_pass` neither which experts a token chose together, the order, documents, phase, top-k or
+tokens. The map is that of the end: with rebalancing in between, earlier ids are translated wrongly,
+and nothing in the file tells.
 
 Source: github.com/sgl-project/sglang, python/sglang/srt/eplb/expert_distribution.py and
 python/sglang/srt/model_executor/forward_batch_info.py (`ForwardMode`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,10 @@ from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
 from moeprof.interop.ktransformers import KEY, counted_source
-from moeprof.interop.source import Facts, Source, Stated, Tokens, checked_ids
+from moeprof.interop.source import Facts, Source, Stated, Tokens
+from moeprof.interop.text import shown
 from moeprof.interop.torch_files import integers, load
+from moeprof.interop.values import checked_ids, checked_uint32, summed
 from moeprof.trace.schema import NO_EXPERT
 
 _MAP = "last_physical_to_logical_map"
@@ -47,14 +52,36 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
         TraceError: a file is of no known mode, or damaged, or the files are of different modes.
     """
     opened = [(path, load(path)) for path in files]
-    if all(KEY in document for _, document in opened):
+    stat = [path for path, document in opened if KEY in document]
+    if len(stat) == len(opened):
         return counted_source(opened)
-    for path, document in opened:
-        if not isinstance(document.get("records"), list) or not document["records"]:
-            raise TraceError(f"{path}: has neither {KEY} nor records", _RECORD)
-    if all(_IDS in record for _, document in opened for record in document["records"]):
-        return _per_token(opened)
-    return _per_pass(opened)
+    if stat:
+        raise TraceError(
+            f"{stat[0]}: has {KEY}, other files have not", "import files of one mode together"
+        )
+    records = [_records(path, document) for path, document in opened]
+    if all(_IDS in record for forwards in records for record in forwards):
+        return _per_token(
+            [_file(*one, forwards) for one, forwards in zip(opened, records, strict=True)]
+        )
+    return counted_source(
+        [
+            (path, _per_pass(path, document, forwards))
+            for (path, document), forwards in zip(opened, records, strict=True)
+        ]
+    )
+
+
+def _records(path: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The forwards of a file."""
+    records = document.get("records")
+    if not isinstance(records, list) or not records:
+        raise TraceError(f"{path}: has neither {KEY} nor records", _RECORD)
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            kind = type(record).__name__
+            raise TraceError(f"{path}: record {number}: a {kind}, expected a dictionary", _RECORD)
+    return records
 
 
 @dataclass
@@ -70,72 +97,85 @@ class _File:
     """All tokens of a file, in the order of its forwards.
 
     Attributes:
+        path: the file.
+        num_experts: logical experts of a layer, by the map.
         ids: [T, num_hidden_layers, 8] uint16, logical.
         token_id: [T] uint32.
-        position: [T] int64.
+        position: [T] uint32.
         phase: [T] uint8.
         sequences: token indices of each request; None where they cannot be told apart.
     """
 
+    path: Path
+    num_experts: int
     ids: NDArray[np.uint16]
     token_id: NDArray[np.uint32]
-    position: NDArray[np.int64]
+    position: NDArray[np.uint32]
     phase: NDArray[np.uint8]
     sequences: list[list[int]] | None
 
 
-def _per_token(opened: Sequence[tuple[Path, dict[str, Any]]]) -> Source:
-    found = [(path, _file(path, document)) for path, document in opened]
-    used = np.concatenate([one.ids for _, one in found]) != NO_EXPERT
+def _per_token(files: Sequence[_File]) -> Source:
+    widths = {one.ids.shape[1:] for one in files}
+    if len(widths) > 1:
+        raise TraceError(
+            f"{files[0].path}: the files differ in layers or slots", "import one model at a time"
+        )
+    used = np.concatenate([one.ids for one in files]) != NO_EXPERT
+    if not used.any():
+        raise TraceError(f"{files[0].path}: no token chose an expert", _RECORD)
     layers = np.flatnonzero(used.any(axis=(0, 2)))
     top_k = int(used.sum(axis=2).max())
-    if top_k == 0:
-        raise TraceError(f"{opened[0][0]}: no token chose an expert", _RECORD)
-    num_experts = {int(_map(path, document).max()) + 1 for path, document in opened}
     missing, documents = set(), []
-    for path, one in found:
+    for one in files:
         sequences = one.sequences
         if sequences is None:
             missing |= {"documents", "order"}
             sequences = [list(range(len(one.ids)))]
         for index, tokens in enumerate(sequences):
-            own = np.arange(len(tokens)) if one.sequences is None else one.position[tokens]
             documents.append(
                 Tokens(
-                    name=path.name if len(sequences) == 1 else f"{path.name} {index}",
+                    name=one.path.name if len(sequences) == 1 else f"{one.path.name} {index}",
                     experts=one.ids[tokens][:, layers, :top_k].transpose(1, 0, 2),
                     phase=one.phase[tokens],
-                    position=own.astype(np.uint32),
+                    position=None if one.sequences is None else one.position[tokens],
                     token_id=one.token_id[tokens],
                 )
             )
     return Source(
-        stated=Stated(moe_layers=tuple(layers.tolist()), num_experts=max(num_experts), top_k=top_k),
+        stated=Stated(
+            moe_layers=tuple(layers.tolist()),
+            num_experts=max(one.num_experts for one in files),
+            top_k=top_k,
+        ),
         documents=documents,
         missing=frozenset(missing),
     )
 
 
-def _file(path: Path, document: dict[str, Any]) -> _File:
+def _file(path: Path, document: dict[str, Any], records: Sequence[dict[str, Any]]) -> _File:
     logical = _map(path, document)
     ids, token_ids, positions, phases = [], [], [], []
     sequences: list[_Sequence] = []
     ambiguous = False
     count = 0
-    for number, record in enumerate(document["records"]):
+    for number, record in enumerate(records):
         where = f"{path}: record {number}"
         physical = integers(record.get(_IDS), f"{where}: {_IDS}", (3,))
-        position = integers(record.get("positions"), f"{where}: positions", (1,))
-        token_id = integers(record.get("input_ids"), f"{where}: input_ids", (1,))
+        position = _numbers(record, "positions", "position", where)
+        token_id = _numbers(record, "input_ids", "token id", where)
         if not physical.shape[1] == len(position) == len(token_id):
             raise TraceError(
                 f"{where}: {physical.shape[1]} rows of ids, {len(position)} positions, "
                 f"{len(token_id)} tokens",
                 _RECORD,
             )
-        if (position < 0).any() or (token_id < 0).any():
-            raise TraceError(f"{where}: negative positions or token ids", _RECORD)
         ids.append(_logical(physical, logical, where).transpose(1, 0, 2))
+        if ids[-1].shape[2] != ids[0].shape[2]:
+            raise TraceError(
+                f"{where}: {ids[-1].shape[2]} slots, the records before have {ids[0].shape[2]}",
+                _RECORD,
+            )
         spans, decoded = _spans(record, len(position), where)
         phases.append(decoded)
         for begin, end in spans:
@@ -144,12 +184,19 @@ def _file(path: Path, document: dict[str, Any]) -> _File:
         token_ids.append(token_id)
         count += len(position)
     return _File(
+        path=path,
+        num_experts=int(logical.max()) + 1,
         ids=np.concatenate(ids),
-        token_id=np.concatenate(token_ids).astype(np.uint32),
+        token_id=np.concatenate(token_ids),
         position=np.concatenate(positions),
         phase=np.concatenate(phases),
         sequences=None if ambiguous else [one.tokens for one in sequences],
     )
+
+
+def _numbers(record: dict[str, Any], key: str, what: str, where: str) -> NDArray[np.uint32]:
+    place = f"{where}: {key}"
+    return checked_uint32(integers(record.get(key), place, (1,)), place, what, "token")
 
 
 def _spans(
@@ -157,20 +204,20 @@ def _spans(
 ) -> tuple[list[tuple[int, int]], NDArray[np.uint8]]:
     """The tokens of each request in a forward, and [T] uint8 which of them are decoded."""
     mode = record.get("forward_mode")
-    if mode not in (_EXTEND, _DECODE, _MIXED, _IDLE):
+    if not isinstance(mode, int) or mode not in (_EXTEND, _DECODE, _MIXED, _IDLE):
         raise TraceError(
-            f"{where}: forward_mode {mode}, expected 1 (extend), 2 (decode) or 3 (both)",
+            f"{where}: forward_mode {shown(repr(mode))}, expected 1 (extend), 2 (decode) or 3 "
+            "(both)",
             "record without speculative decoding",
         )
     if mode == _DECODE:
         return [(at, at + 1) for at in range(num_tokens)], np.ones(num_tokens, np.uint8)
-    lengths = integers(
-        record.get("extend_seq_lens") or [num_tokens], f"{where}: extend_seq_lens", (1,)
-    )
-    if (lengths < 0).any() or int(lengths.sum()) != num_tokens:
+    given = record.get("extend_seq_lens")
+    lengths = integers([num_tokens] if given is None else given, f"{where}: extend_seq_lens", (1,))
+    total = sum(lengths.tolist())
+    if (lengths < 0).any() or total != num_tokens:
         raise TraceError(
-            f"{where}: extend_seq_lens add up to {lengths.sum()}, there are {num_tokens} tokens",
-            _RECORD,
+            f"{where}: extend_seq_lens add up to {total}, there are {num_tokens} tokens", _RECORD
         )
     ends = np.cumsum(lengths).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
@@ -182,7 +229,7 @@ def _spans(
 
 
 def _file_under(
-    sequences: list[_Sequence], position: NDArray[np.int64], tokens: range, offset: int
+    sequences: list[_Sequence], position: NDArray[np.uint32], tokens: range, offset: int
 ) -> bool:
     """Add tokens to the request they continue; whether several requests could be it."""
     begin = int(position[0])
@@ -228,16 +275,21 @@ def _logical(
     return np.take_along_axis(filled, ordered, axis=2)
 
 
-def _per_pass(opened: Sequence[tuple[Path, dict[str, Any]]]) -> Source:
-    added = []
-    for path, document in opened:
-        logical = _map(path, document)
-        counts = np.zeros((len(logical), int(logical.max()) + 1), np.int64)
-        for number, record in enumerate(document["records"]):
+def _per_pass(
+    path: Path, document: dict[str, Any], records: Sequence[dict[str, Any]]
+) -> dict[str, NDArray[np.int64]]:
+    """The counts of a file as mode `stat` would have written them."""
+    logical = _map(path, document)
+
+    def passes() -> Iterator[NDArray[np.int64]]:
+        for number, record in enumerate(records):
             where = f"{path}: record {number}: {_COUNTS}"
             physical = integers(record.get(_COUNTS), where, (2,))
-            if physical.shape != logical.shape or (physical < 0).any():
+            if physical.shape != logical.shape:
                 raise TraceError(f"{where}: does not fit {_MAP}", _RECORD)
-            np.add.at(counts, (np.arange(len(logical))[:, None], logical), physical)
-        added.append((path, {KEY: counts}))
-    return counted_source(added)
+            yield physical
+
+    physical = summed(passes(), f"{path}: {_COUNTS}", "record")
+    counts = np.zeros((len(logical), int(logical.max()) + 1), np.int64)
+    np.add.at(counts, (np.arange(len(logical))[:, None], logical), physical)
+    return {KEY: counts}

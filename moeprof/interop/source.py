@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.errors import TraceError
 from moeprof.model_shape import ModelShape
-from moeprof.trace.schema import NO_EXPERT, PHASES, ModelIdentity
+from moeprof.trace.schema import PHASES, ModelIdentity
 
 # What tokens stand as whose phase nobody says: a log of single tokens is read one by one.
 STAND_IN_PHASE = PHASES.index("decode")
-# Ids are stored as uint16, of which the last is NO_EXPERT.
-MAX_EXPERTS = NO_EXPERT
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +108,13 @@ class Tokens:
         """Tokens of the document (T)."""
         return int(self.experts.shape[1])
 
+    @property
+    def positions(self) -> NDArray[np.uint32]:
+        """[T] uint32: `position`, counted from 0 where the files do not say it."""
+        if self.position is None:
+            return np.arange(self.num_tokens, dtype=np.uint32)
+        return self.position
+
     def between(self, begin: int, end: int, apart: bool) -> "Tokens":
         """Some of the tokens; `apart`: as a document of its own, with positions from 0."""
 
@@ -162,44 +166,12 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def checked_ids(ids: NDArray[np.generic], where: str, rows: str = "row") -> NDArray[np.uint16]:
-    """Expert ids as they are stored, -1 as `NO_EXPERT`.
-
-    Args:
-        ids: [..., K] integers.
-        where: names the ids in errors.
-        rows: what an index into the axes before the last is called in errors.
-
-    Returns:
-        The ids as uint16, of the same shape.
-
-    Raises:
-        TraceError: an id is below -1 or does not fit.
-    """
-    if ids.dtype.kind not in "iu":
-        raise TraceError(
-            f"{where}: ids are {ids.dtype}, expected integers", "export the ids as integers"
-        )
-    wide = ids.astype(np.int64) if ids.dtype.kind == "i" else ids.astype(np.uint64)
-    wrong = (wide >= MAX_EXPERTS) | ((wide < -1) if ids.dtype.kind == "i" else False)
-    if wrong.any():
-        at = np.argwhere(wrong)[0]
-        place = " ".join(map(str, at[:-1].tolist()))
-        raise TraceError(
-            f"{where}: {rows} {place}: expert id {wide[tuple(at)]}, expected 0 to "
-            f"{MAX_EXPERTS - 1}, or -1 for none",
-            "check that the file holds expert ids, and is not cut or misread",
-        )
-    return np.where(wide < 0, NO_EXPERT, wide).astype(np.uint16)
-
-
 def is_ranked(documents: Sequence[Tokens]) -> bool:
     """Whether some row does not ascend: ids that all ascend were sorted, and lost their ranks."""
     for tokens in documents:
         if tokens.experts.shape[2] == 1:
             return True
-        filled = np.where(tokens.experts == NO_EXPERT, MAX_EXPERTS, tokens.experts)
-        if (filled[:, :, 1:] < filled[:, :, :-1]).any():
+        if (tokens.experts[:, :, 1:] < tokens.experts[:, :, :-1]).any():
             return True
     return False
 

@@ -6,7 +6,7 @@ gets whole permutations of the experts, so that every expert is counted equally 
 reads a buffer padded with zeros gets expert 0 in place of choices that were never made.
 """
 
-from math import comb, sqrt
+from math import exp, lgamma, log, log1p, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +54,19 @@ def expert_zero_chance(counts: NDArray[np.int64]) -> float:
     Args:
         counts: [L, E] int64, assignments.
     """
+    num_experts = counts.shape[1]
+    if num_experts == 1:
+        return 1.0
     used = counts[counts.sum(axis=1) > 0]
-    num_layers, chance = len(used), 1 / counts.shape[1]
-    found = int((used[:, 0] > used[:, 1:].max(axis=1, initial=-1)).sum())
-    chances = (
-        comb(num_layers, n) * chance**n * (1 - chance) ** (num_layers - n)
+    num_layers = len(used)
+    found = int((used[:, 0] > used[:, 1:].max(axis=1)).sum())
+    # In logarithms, since the binomial coefficient of many layers is beyond a float.
+    hit, miss = -log(num_experts), log1p(-1 / num_experts)
+    ways = lgamma(num_layers + 1)
+    return sum(
+        exp(ways - lgamma(n + 1) - lgamma(num_layers - n + 1) + n * hit + (num_layers - n) * miss)
         for n in range(found, num_layers + 1)
     )
-    return float(sum(chances))
 
 
 def suspicions(counts: NDArray[np.int64], top_k: int) -> list[str]:

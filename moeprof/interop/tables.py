@@ -13,6 +13,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
+from moeprof.interop.text import shown
 
 _INT64 = 2**63
 _FIRST_LINE = re.compile(rb"\s*[^\n]*")
@@ -57,7 +58,7 @@ class Table:
 def header(data: bytes) -> list[str]:
     """The names in the first line of a CSV text."""
     first = data[: _header_end(data)].decode("utf-8", errors="replace").strip()
-    return [name.strip() for name in first.split(",")]
+    return [name.strip().strip('"') for name in first.split(",")]
 
 
 def without_comments(data: bytes) -> bytes:
@@ -88,19 +89,17 @@ def read_table(
             line.
 
     Raises:
-        TraceError: a column is missing, a line is ragged or holds something else than numbers.
+        TraceError: a column is missing or there twice, a line is ragged or holds something else
+            than numbers, or there are no lines.
     """
     has_header = names is None
     names = header(data) if names is None else list(names)
-    missing = [name for name in (*integers, *reals) if name not in names]
-    if missing:
+    _check_header(path, names, (*integers, *reals), first_line)
+    if not _FILLED.search(data, _header_end(data) if has_header else 0):
         raise TraceError(
-            f"{path}: line {first_line}: the header has no column {missing[0]!r}, it has "
-            f"{', '.join(names)[:200]}",
-            f"name a file whose columns are {', '.join((*integers, *reals))}",
+            f"{path}: has {'a header and ' if has_header else ''}no rows",
+            "name a file that holds routing",
         )
-    if has_header and not _FILLED.search(data, _header_end(data)):
-        raise TraceError(f"{path}: has a header and no rows", "name a file that holds routing")
     types = dict.fromkeys(integers, pa.int64()) | dict.fromkeys(reals, pa.float64())
     try:
         table = pa.csv.read_csv(
@@ -114,9 +113,21 @@ def read_table(
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         _find_fault(Table(path, {}, first_line, data, has_header), names, types)
-        raise TraceError(f"{path}: cannot be read as CSV ({error})", "export it anew") from error
+        reason = shown(str(error))
+        raise TraceError(f"{path}: cannot be read as CSV ({reason})", "export it anew") from error
     columns = {name: table[name].to_numpy() for name in types}
     return Table(path, columns, first_line, data, has_header)
+
+
+def _check_header(path: Path, names: list[str], wanted: Sequence[str], line: int) -> None:
+    for name in wanted:
+        times = names.count(name)
+        if times != 1:
+            raise TraceError(
+                f"{path}: line {line}: the header has {'no' if times == 0 else times} column"
+                f"{'s' if times > 1 else ''} {name!r}, it has {shown(', '.join(names))}",
+                f"name a file whose columns are {', '.join(wanted)}",
+            )
 
 
 def _header_end(data: bytes) -> int:
@@ -141,7 +152,12 @@ def _find_fault(table: Table, names: list[str], types: dict[str, pa.DataType]) -
             to_skip -= 1
             continue
         where = f"{table.path}: line {number}"
-        fields = next(csv.reader([line.rstrip("\r")]))
+        try:
+            fields = next(csv.reader([line.rstrip("\r")]))
+        except csv.Error as error:
+            raise TraceError(
+                f"{where}: no line of comma-separated numbers", "export the file anew"
+            ) from error
         if len(fields) != len(names):
             raise TraceError(
                 f"{where}: {len(fields)} fields, expected {len(names)}",

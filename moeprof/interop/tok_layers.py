@@ -1,8 +1,11 @@
 """JSON lines of `{"tok": N, "layers": [[ids], ...]}`, one object per token.
 
 `layers` holds one list of ids for each MoE layer, in order. `tok` numbers the tokens; where it does
-not ascend, a new document begins. The file says neither phase nor the number of experts, and where
-all lists ascend it has lost the router's ranks.
+not ascend, a new document begins.
+
+It cannot say the phase, how many experts a layer has, which layers of the checkpoint these are,
+empty slots, weights, tokens, the model or its bytes. Where all lists ascend it has lost the
+router's ranks.
 
 Source: github.com/sqliteai/warp, tests (traces of its expert cache).
 """
@@ -16,8 +19,9 @@ import numpy as np
 
 from moeprof.errors import TraceError
 from moeprof.interop.exporting import documents_of, written
-from moeprof.interop.source import Facts, Source, Stated, Tokens, checked_ids, is_ranked
+from moeprof.interop.source import Facts, Source, Stated, Tokens
 from moeprof.interop.text import lines
+from moeprof.interop.values import MAX_EXPERTS, MAX_UINT32, checked_ids
 from moeprof.trace import Trace
 from moeprof.trace.schema import NO_EXPERT
 
@@ -31,11 +35,7 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
         TraceError: a line is not such an object, or differs in its layers or slots.
     """
     documents = [tokens for path in files for tokens in _documents(path)]
-    return Source(
-        stated=Stated(),
-        documents=documents,
-        missing=frozenset() if is_ranked(documents) else frozenset({"rank"}),
-    )
+    return Source(stated=Stated(), documents=documents)
 
 
 def _documents(path: Path) -> list[Tokens]:
@@ -78,9 +78,9 @@ def _token(where: str, text: str) -> tuple[int, list[list[int]]]:
     if not isinstance(entry, dict) or not {"tok", "layers"} <= set(entry):
         raise TraceError(f"{where}: {_EXPECTED}", "name a file of such lines")
     number, layers = entry["tok"], entry["layers"]
-    if not _is_id(number, 2**32):
+    if not _is_id(number, MAX_UINT32):
         raise TraceError(
-            f"{where}: tok is {json.dumps(number)[:40]}, expected 0 or more", _EXPECTED
+            f"{where}: tok is {json.dumps(number)[:40]}, expected 0 to {MAX_UINT32}", _EXPECTED
         )
     if not isinstance(layers, list) or not layers:
         raise TraceError(f"{where}: layers is no list of lists", _EXPECTED)
@@ -88,31 +88,42 @@ def _token(where: str, text: str) -> tuple[int, list[list[int]]]:
         if not isinstance(ids, list) or not ids:
             raise TraceError(f"{where}: layer {row} is no list of ids", _EXPECTED)
         for expert in ids:
-            if not _is_id(expert, NO_EXPERT):
+            if not _is_id(expert, MAX_EXPERTS - 1):
                 raise TraceError(
                     f"{where}: layer {row}: expert id {json.dumps(expert)[:40]}, expected 0 to "
-                    f"{NO_EXPERT - 1}",
+                    f"{MAX_EXPERTS - 1}",
                     "check that the file is not cut or damaged",
                 )
     return number, layers
 
 
-def _is_id(value: Any, limit: int) -> bool:  # noqa: ANN401
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+def _is_id(value: Any, most: int) -> bool:  # noqa: ANN401
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def write(trace: Trace, path: Path) -> None:
     """Write the rows of a trace.
 
     Raises:
-        TraceError: the trace has no rows, tokens lack an assignment, or the file cannot be written.
+        TraceError: the trace has no rows, tokens lack an assignment, a document goes on where the
+            one before ends, or the file cannot be written.
     """
     trace.require("assignments", "this format has no empty slots")
+    last = MAX_UINT32
     with written(path) as stream:
-        for tokens in documents_of(trace):
+        for tokens in documents_of(trace, ("order", "documents")):
+            position = tokens.positions.tolist()
             if (tokens.experts == NO_EXPERT).any():
-                raise TraceError(f"{tokens.name}: has empty slots, which this format has not")
-            position = np.arange(tokens.num_tokens) if tokens.position is None else tokens.position
+                raise TraceError(
+                    f"{tokens.name}: has empty slots, which this format has not", "write vllm"
+                )
+            if position[0] > last:
+                raise TraceError(
+                    f"{tokens.name}: begins at position {position[0]}, the document before ends "
+                    f"at {last}: this format could not tell them apart",
+                    "write route-trace or vllm",
+                )
+            last = position[-1]
             per_token = tokens.experts.transpose(1, 0, 2).tolist()
-            for number, layers in zip(position.tolist(), per_token, strict=True):
+            for number, layers in zip(position, per_token, strict=True):
                 print(json.dumps({"tok": number, "layers": layers}), file=stream)

@@ -9,8 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
+from moeprof.interop.text import shown, unreadable
 
 _WHAT = "name a file of SGLang's expert distribution recorder"
+# What torch.load raises on bytes that torch.save did not write, by mutating files that it did.
+_DAMAGED = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError,
+    AssertionError, MemoryError, ImportError,
+)  # fmt: skip
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -23,9 +29,9 @@ def load(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            document = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            document = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TraceError(
             f"{path}: holds more than tensors and plain values, and is not opened, since that "
@@ -33,10 +39,10 @@ def load(path: Path) -> dict[str, Any]:
             _WHAT,
         ) from error
     except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror or error})", _WHAT) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as e:
-        first = str(e).split("\n", 1)[0][:100]
-        raise TraceError(f"{path}: not a readable file of torch.save ({first})", _WHAT) from e
+        raise unreadable(path, error) from error
+    except _DAMAGED as error:
+        reason = shown(str(error).split("\n", 1)[0][:100])
+        raise TraceError(f"{path}: not a readable file of torch.save ({reason})", _WHAT) from error
     if not isinstance(document, dict):
         raise TraceError(f"{path}: holds a {type(document).__name__}, expected a dictionary", _WHAT)
     return document
@@ -46,18 +52,22 @@ def integers(value: Any, where: str, num_axes: tuple[int, ...]) -> NDArray[np.in
     """A tensor or list of whole numbers as an array.
 
     Raises:
-        TraceError: it is no such tensor, or has another number of axes.
+        TraceError: it is no such tensor, has another number of axes, or a number beyond int64.
     """
     try:
-        array = np.asarray(value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TraceError(f"{where}: no tensor of numbers", "record it anew") from error
-    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.round(array)).all():
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu" or array.ndim not in num_axes:
+    expected = f"expected whole numbers in {' or '.join(map(str, num_axes))} axes"
+    if array.dtype.kind not in "iuf" or array.ndim not in num_axes:
+        kind = "no numbers" if array.dtype.kind in "OUSV" else f"{array.dtype}"
         raise TraceError(
-            f"{where}: {array.dtype} of shape {array.shape}, expected whole numbers in "
-            f"{' or '.join(map(str, num_axes))} axes",
+            f"{where}: {kind} of shape {array.shape}, {expected}",
             "record it anew",
         )
+    whole = np.isfinite(array) & (array == np.round(array)) & (abs(array) < 2.0**63)
+    if not whole.all():
+        raise TraceError(f"{where}: {array[~whole][0]}, {expected}", "record it anew")
     return array.astype(np.int64)

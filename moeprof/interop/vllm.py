@@ -15,12 +15,14 @@ from the prefix cache: rows without any id are left out. The layer axis is over 
 which `--moe-layers` or `--model` number. `prompt_token_ids` and a choice's `token_ids` are used if
 there.
 
+It cannot say how many experts a layer has, which layers of the checkpoint these are, weights, the
+model or its bytes. Prompt that follows a reply, as in a conversation, is not written.
+
 Sources: docs.vllm.ai/en/v0.21.0/training/routed_experts_replay and
 docs.vllm.ai/en/latest/training/routed_experts; github.com/vllm-project/vllm/pull/44638 (base64).
 """
 
 import base64
-import binascii
 import io
 import json
 import zipfile
@@ -33,14 +35,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.errors import TraceError
-from moeprof.interop.exporting import documents_of
-from moeprof.interop.source import Facts, Source, Stated, Tokens, checked_ids
-from moeprof.interop.text import content
+from moeprof.interop.exporting import documents_of, prompt_length, written
+from moeprof.interop.source import Facts, Source, Stated, Tokens
+from moeprof.interop.text import content, shown
+from moeprof.interop.values import MAX_UINT32, checked_ids, checked_uint32
 from moeprof.trace import Trace
 from moeprof.trace.schema import NO_EXPERT
 
+# What numpy raises on bytes that it did not write, by mutating those that it did.
+_DAMAGED = (
+    ValueError, OSError, EOFError, OverflowError, TypeError, LookupError, MemoryError,
+    NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _PROMPT, _ROUTED = "prompt_routed_experts", "routed_experts"
 _EXPECTED = "name responses of vllm serve --enable-return-routed-experts, or their arrays as .npz"
+# Rows of -1 that are written at most for what lies before a document, or between its tokens.
+_MAX_CACHED = 2**20
 
 
 def read(files: Sequence[Path], facts: Facts) -> Source:
@@ -54,6 +64,7 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
         for path in files
         for where, response in _responses(path)
         for tokens in _documents(where, response)
+        if tokens.num_tokens
     ]
     return Source(stated=Stated(), documents=documents)
 
@@ -82,7 +93,7 @@ def _parsed(where: str, line: bytes) -> object:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise TraceError(f"{where}: not JSON ({error})", _EXPECTED) from error
+        raise TraceError(f"{where}: not JSON ({shown(str(error))})", _EXPECTED) from error
 
 
 def _object(where: str, entry: object) -> Mapping[str, Any]:
@@ -98,10 +109,12 @@ def _arrays(path: Path) -> Mapping[str, Any]:
     try:
         with np.load(io.BytesIO(content(path)), allow_pickle=False) as archive:
             found = dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise TraceError(f"{path}: not a readable .npz file ({error})", _EXPECTED) from error
+    except _DAMAGED as error:
+        reason = shown(str(error))
+        raise TraceError(f"{path}: not a readable .npz file ({reason})", _EXPECTED) from error
     if _ROUTED not in found:
-        raise TraceError(f"{path}: has no array {_ROUTED}, only {', '.join(found)}", _EXPECTED)
+        names = shown(", ".join(found))
+        raise TraceError(f"{path}: has no array {_ROUTED}, only {names}", _EXPECTED)
     choice = {name: found[name] for name in (_ROUTED, "token_ids") if name in found}
     return {"choices": [choice]} | {
         name: found[name] for name in found if name.startswith("prompt")
@@ -121,14 +134,9 @@ def _documents(name: str, response: Mapping[str, Any]) -> Iterator[Tokens]:
         if prompt is None:
             counted = _usage(where, response, prompt_ids, token_ids)
             start, num_prompt = _span(where, len(rows), *counted)
-        elif prompt.shape[1:] != rows.shape[1:]:
-            raise TraceError(
-                f"{where}: prompt rows of {prompt.shape[1:]}, generated ones of {rows.shape[1:]}",
-                _EXPECTED,
-            )
         else:
             start, num_prompt = 0, len(prompt)
-            rows = np.concatenate([prompt, rows])
+            rows = _joined(where, prompt, rows)
         joint = None
         if prompt_ids is not None and token_ids is not None:
             # The last generated token was not fed, and may have no row.
@@ -142,11 +150,24 @@ def _documents(name: str, response: Mapping[str, Any]) -> Iterator[Tokens]:
         yield _tokens(where, rows, start, num_prompt, joint, index > 0)
 
 
+def _joined(
+    where: str, prompt: NDArray[np.uint16], generated: NDArray[np.uint16]
+) -> NDArray[np.uint16]:
+    """[T, L, K] uint16: the rows of a prompt and of its reply; an empty list has no shape."""
+    if len(prompt) and len(generated) and prompt.shape[1:] != generated.shape[1:]:
+        raise TraceError(
+            f"{where}: prompt rows of {prompt.shape[1:]}, generated ones of {generated.shape[1:]}",
+            _EXPECTED,
+        )
+    parts = [part for part in (prompt, generated) if len(part)]
+    return np.concatenate(parts) if parts else generated
+
+
 def _usage(
     where: str,
     response: Mapping[str, Any],
-    prompt_ids: NDArray[np.int64] | None,
-    token_ids: NDArray[np.int64] | None,
+    prompt_ids: NDArray[np.uint32] | None,
+    token_ids: NDArray[np.uint32] | None,
 ) -> tuple[int, int | None]:
     """Tokens of the prompt, and tokens generated where that is known."""
     usage = response.get("usage")
@@ -157,13 +178,17 @@ def _usage(
         generated = usage.get("completion_tokens")
     for name, count in (("prompt_tokens", prompt), ("completion_tokens", generated)):
         wanted = name == "prompt_tokens" or count is not None
-        if wanted and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+        if wanted and not _is_number_of_tokens(count):
             raise TraceError(
-                f"{where}: usage.{name} is {json.dumps(count)}, so that it is not known which "
-                "rows are of the prompt",
+                f"{where}: usage.{name} is {shown(json.dumps(count))}, so that it is not known "
+                "which rows are of the prompt",
                 "keep usage, or prompt_token_ids and token_ids, of the response",
             )
     return int(prompt or 0), generated
+
+
+def _is_number_of_tokens(count: object) -> bool:
+    return isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_UINT32
 
 
 def _span(where: str, num_rows: int, prompt: int, generated: int | None) -> tuple[int, int]:
@@ -174,7 +199,8 @@ def _span(where: str, num_rows: int, prompt: int, generated: int | None) -> tupl
     """
     start = 0 if generated is None else max(0, prompt + generated - 1 - num_rows)
     too_many = generated is not None and num_rows > prompt + generated
-    if too_many or start > prompt or (generated is None and num_rows < prompt):
+    beyond = start + num_rows - 1 > MAX_UINT32
+    if too_many or beyond or start > prompt or (generated is None and num_rows < prompt):
         raise TraceError(
             f"{where}: {num_rows} rows for {prompt} tokens of prompt and "
             f"{'an unknown number' if generated is None else generated} generated",
@@ -183,19 +209,18 @@ def _span(where: str, num_rows: int, prompt: int, generated: int | None) -> tupl
     return start, prompt
 
 
-def _token_ids(where: str, value: object) -> NDArray[np.int64] | None:
+def _token_ids(where: str, value: object) -> NDArray[np.uint32] | None:
     if value is None:
         return None
     try:
         ids = np.asarray(value)
     except (ValueError, OverflowError) as error:
-        raise TraceError(f"{where}: no list of token ids ({error})", _EXPECTED) from error
-    empty = ids.size == 0 and ids.ndim == 1
-    if not empty and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0):
-        raise TraceError(f"{where}: no list of token ids", _EXPECTED)
-    if not empty and ids.max() >= 2**32:
-        raise TraceError(f"{where}: token id {ids.max()} is out of range", _EXPECTED)
-    return ids.astype(np.int64)
+        raise TraceError(f"{where}: no list of token ids", _EXPECTED) from error
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise TraceError(
+            f"{where}: no list of token ids, but {ids.dtype} of shape {ids.shape}", _EXPECTED
+        )
+    return checked_uint32(ids, where, "token id", "entry") if len(ids) else ids.astype(np.uint32)
 
 
 def _tokens(
@@ -203,7 +228,7 @@ def _tokens(
     rows: NDArray[np.uint16],
     start: int,
     num_prompt: int,
-    token_id: NDArray[np.int64] | None,
+    token_id: NDArray[np.uint32] | None,
     continues: bool,
 ) -> Tokens:
     """One choice; the prompt is of the first choice, which the others continue."""
@@ -216,7 +241,7 @@ def _tokens(
         experts=np.ascontiguousarray(rows[kept].transpose(1, 0, 2)),
         phase=(position >= num_prompt).astype(np.uint8)[kept],
         position=position[kept],
-        token_id=None if token_id is None else token_id.astype(np.uint32)[kept],
+        token_id=None if token_id is None else token_id[kept],
         continues=continues,
     )
 
@@ -231,11 +256,15 @@ def _ids(where: str, value: object) -> NDArray[np.uint16] | None:
             array = np.load(raw, allow_pickle=False)
         else:
             array = np.asarray(value)
-    except (binascii.Error, ValueError, EOFError, OSError, OverflowError) as error:
-        raise TraceError(f"{where}: no array of expert ids ({error})", _EXPECTED) from error
-    if array.ndim != 3 or array.dtype.kind not in "iu":
+    except _DAMAGED as error:
+        reason = shown(str(error))
+        raise TraceError(f"{where}: no array of expert ids ({reason})", _EXPECTED) from error
+    if array.shape == (0,):
+        return np.zeros((0, 1, 1), np.uint16)
+    if array.ndim != 3 or array.dtype.kind not in "iu" or 0 in array.shape[1:]:
         raise TraceError(
-            f"{where}: {array.dtype} of shape {array.shape}, expected integers [tokens, layers, k]",
+            f"{where}: {shown(str(array.dtype))} of shape {array.shape}, expected integers "
+            "[tokens, layers, k]",
             _EXPECTED,
         )
     return checked_ids(array, where, "token, layer")
@@ -244,26 +273,39 @@ def _ids(where: str, value: object) -> NDArray[np.uint16] | None:
 def write(trace: Trace, path: Path) -> None:
     """Write the documents of a trace as JSON lines in the form of vLLM 0.21.
 
+    Positions that a document lacks, such as the turns before it, are written as cached ones: rows
+    of -1, and token id 0.
+
     Raises:
-        TraceError: the trace has no rows, or the file cannot be written.
+        TraceError: the trace has no rows, prompt follows a reply, too many positions are lacking,
+            or the file cannot be written.
     """
     with_ids = "token_ids" not in trace.metadata.missing
-    try:
-        with path.open("w", encoding="utf-8") as stream:
-            for tokens in documents_of(trace):
-                print(json.dumps(_response(tokens, with_ids)), file=stream)
-    except OSError as error:
-        raise TraceError(
-            f"{path}: cannot be written ({error.strerror})", "write elsewhere"
-        ) from error
+    with written(path) as stream:
+        for tokens in documents_of(trace, ("order", "documents", "phase")):
+            print(json.dumps(_response(tokens, with_ids)), file=stream)
 
 
 def _response(tokens: Tokens, with_ids: bool) -> dict[str, Any]:
-    rows = np.where(tokens.experts == NO_EXPERT, -1, tokens.experts.astype(int)).transpose(1, 0, 2)
-    prompt = tokens.num_tokens - tokens.num_decode
+    position = tokens.positions.astype(np.int64)
+    length = int(position[-1]) + 1
+    if length - tokens.num_tokens > _MAX_CACHED:
+        raise TraceError(
+            f"{tokens.name}: {tokens.num_tokens} tokens up to position {length - 1}, expected at "
+            f"most {_MAX_CACHED} positions without a token",
+            "write route-trace",
+        )
+    num_layers, _, slots = tokens.experts.shape
+    rows = np.full((length, num_layers, slots), -1, np.int32)
+    chosen = tokens.experts.transpose(1, 0, 2)
+    rows[position] = np.where(chosen == NO_EXPERT, -1, chosen)
+    after = prompt_length(tokens)
+    prompt = int(position[after]) if after < tokens.num_tokens else length
     choice: dict[str, Any] = {_ROUTED: rows[prompt:].tolist()}
     response: dict[str, Any] = {_PROMPT: rows[:prompt].tolist(), "choices": [choice]}
     if with_ids and tokens.token_id is not None:
-        choice["token_ids"] = tokens.token_id[prompt:].tolist()
-        response["prompt_token_ids"] = tokens.token_id[:prompt].tolist()
+        token_id = np.zeros(length, np.int64)
+        token_id[position] = tokens.token_id
+        choice["token_ids"] = token_id[prompt:].tolist()
+        response["prompt_token_ids"] = token_id[:prompt].tolist()
     return response
