@@ -13,6 +13,7 @@ from synthetic import Routing, route
 import moeprof.analyze
 from moeprof.analyze import AnalysisSettings, analyze
 from moeprof.cli import main
+from moeprof.errors import TraceError
 from moeprof.trace import open_trace, schema
 from moeprof.trace.counts_only import write_counts
 from moeprof.trace.origin import Origin
@@ -49,8 +50,8 @@ def counts_alone(path, documents=6, tokens=50):
     return open_trace(path)
 
 
-def without_order(path, documents=6, tokens=50):
-    origin = Origin("parquet", ("a.parquet",), ("order",))
+def without_order(path, documents=6, tokens=50, also=()):
+    origin = Origin("parquet", ("a.parquet",), ("order", *also))
     metadata = replace(make_metadata(SHAPE, weights=False, generate=tokens), origin=origin)
     sequence = np.repeat(np.arange(documents, dtype=np.uint32), tokens)
     block = TokenBlock(
@@ -92,6 +93,24 @@ def test_the_same_counts_with_and_without_rows_say_the_same(tmp_path):
     rows = analyze(without_order(tmp_path / "rows"), settings)
     for name, frame in frames_of(counts, OF_COUNTS).items():
         assert frame.equals(getattr(rows, name)), name
+
+
+def test_an_unknown_phase_is_said_and_not_taken_for_an_absent_one(tmp_path):
+    settings = AnalysisSettings(resamples=10, sections=("coverage",))
+    known = analyze(without_order(tmp_path / "known"), settings)
+    unknown = analyze(without_order(tmp_path / "unknown", also=("phase",)), settings)
+    absent = "prefill: the trace has no assignments in this phase."
+    unsaid = "which does not say whether its tokens were prefill or decode, all stand as decode."
+    assert absent in known.notes
+    assert not any(unsaid in note for note in known.notes)
+    assert absent not in unknown.notes
+    assert any(unsaid in note for note in unknown.notes)
+
+
+def test_a_budget_is_refused_where_the_size_of_experts_is_unknown(tmp_path):
+    trace = without_order(tmp_path / "made", also=("expert_bytes",))
+    with pytest.raises(TraceError, match="what fits into a budget cannot be told"):
+        analyze(trace, AnalysisSettings(resamples=10, budget_bytes=10**9))
 
 
 @pytest.mark.parametrize("make", [counts_alone, without_order])

@@ -47,6 +47,10 @@ def test_a_budget_in_bytes_becomes_a_number_of_cells(trace, capsys):
     assert document["settings"]["budget_bytes"] == 4500
     assert {len(entry["cells"]) for entry in document["hot_sets"]} == {4}
     assert document["notes"][0] == "A budget of 4.4 KiB is 4 of 16 cells."
+    assert run(trace, "--section", "coverage", "--budget", "1000TB", *QUICK) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "new text Everything fits: a hot set of all 16 cells serves every assignment" in shown
+    assert "note: A budget of 909.5 TiB holds all 16 cells, which take 15.6 KiB." in shown
     assert run(trace, "--budget", "900B") == 1
     assert capsys.readouterr().err.startswith("error: a budget of 900 B holds no expert of 1000 B")
     assert run(trace, "--budget", "0") == 2

@@ -32,10 +32,28 @@ def test_even_routing_is_said_to_gain_nothing(tmp_path):
     sentences = said(made(tmp_path, seed=4))
     assert sentences["new text"].startswith("No gain: routing is as good as even.")
     assert sentences["pairs"].startswith("No two experts are chosen together more often")
-    assert sentences["domains"] == "One set of 20 % serves all domains as well as a set for each " \
-        "of them."  # fmt: skip
+    assert sentences["domains"].startswith(
+        "One set of 20 % serves all domains as well as a set for each, as far as can be told: it "
+    )
     assert sentences["drift"].startswith("None from early to late documents beyond noise")
     assert "12.5 % were routing even" in sentences["next token"]
+
+
+def test_a_set_of_all_cells_is_said_to_fit_and_not_to_gain_nothing(tmp_path):
+    settings = AnalysisSettings(resamples=40, share=1.0, sections=("coverage",))
+    sentences = said(made(tmp_path, Routing(exponent=1.0), settings=settings))
+    assert sentences["new text"].startswith("Everything fits: a hot set of all 72 cells serves")
+
+
+def test_two_documents_of_each_domain_are_too_few_to_say_that_one_set_serves_both():
+    """A domain's own set serves all of it; the common one is a's, and lacks 32 of 392 of b."""
+    low, high = [[90, 90, 0, 0]], [[0, 0, 8, 8]]
+    counts = make_counts({"a": [low] * 2, "b": [high] * 2})
+    sentences = said(analyze(counts, AnalysisSettings(resamples=40, share=0.5)), "prefill")
+    assert sentences["domains"] == (
+        "One set of 50 % for all domains serves 8.2 points less than a set for each, from too few "
+        "documents for an interval."
+    )
 
 
 def test_what_is_found_is_said_with_its_size(tmp_path):

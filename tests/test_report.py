@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import html
 import re
@@ -25,6 +26,7 @@ from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
 from moeprof.trace import Trace
+from moeprof.trace.origin import Origin
 
 COUNTS = skewed_counts(3, 2, 4)
 
@@ -209,6 +211,20 @@ def test_without_a_plan_the_verdict_is_that_of_coverage_and_says_what_it_lacks(
     assert found.mood == mood
     assert words in found.headline
     assert "--vram" in found.sentences[-1]
+    # The busiest 20 % of 32 cells are 6, which serve 6 of 32 where routing is even.
+    assert (found.figures[-1].value, found.figures[-1].name) == ("19 %", "had routing been even")
+
+
+def test_a_trace_that_does_not_say_its_phase_is_said_to_count_as_decode() -> None:
+    counts = skewed_counts(3, 2, 4)
+    for missing in ((), ("phase",)):
+        inputs = inputs_of({"text": counts}, {"text": counts})
+        origin = Origin("tok-layers", ("a.jsonl",), missing)
+        inputs = dataclasses.replace(
+            inputs, metadata=dataclasses.replace(inputs.metadata, origin=origin)
+        )
+        said = " ".join(verdict(inputs).sentences)
+        assert ("prefill or decode, all stand as decode." in said) == bool(missing)
 
 
 @pytest.mark.parametrize(("worthwhile", "mood"), [(True, "good"), (False, "bad"), (None, "open")])

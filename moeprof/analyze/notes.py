@@ -50,14 +50,26 @@ def notes_on_budget(settings: AnalysisSettings, shape: ModelShape) -> Iterator[s
     if settings.budget_bytes is None:
         return
     cells = hot_set_size(settings.share, shape.num_cells)
-    text = f"A budget of {format_size(settings.budget_bytes)} is {cells} of {shape.num_cells} cells"
+    budget, total = format_size(settings.budget_bytes), shape.total_expert_bytes
+    if settings.budget_bytes >= total:
+        yield f"A budget of {budget} holds all {cells} cells, which take {format_size(total)}."
+        return
+    text = f"A budget of {budget} is {cells} of {shape.num_cells} cells"
     if len(set(shape.expert_bytes)) > 1:
         text += " of the mean size; experts differ in size, so a hot set may be smaller or larger"
     yield f"{text}."
 
 
-def notes_on_samples(cells: CellCounts, samples: Sequence[Sample]) -> Iterator[str]:
-    """Phases that were added or are absent, and samples with too few documents."""
+def notes_on_samples(
+    cells: CellCounts, samples: Sequence[Sample], unsaid: Sequence[str]
+) -> Iterator[str]:
+    """Phases that were added or are absent, and samples with too few documents.
+
+    Args:
+        cells: counts of the trace.
+        samples: what was analysed.
+        unsaid: what the trace does not say, of `UNSAID`; an unknown phase is not an absent one.
+    """
     if any(sample.phase == BOTH_PHASES for sample in samples):
         yield "Prefill and decode are added in every number, as asked for with --phase all."
     for phase in {sample.phase: None for sample in samples}:
@@ -66,7 +78,8 @@ def notes_on_samples(cells: CellCounts, samples: Sequence[Sample]) -> Iterator[s
     phases = {sample.phase for sample in samples}
     for phase in PHASES:
         absent = not cells.counts[:, PHASES.index(phase)].any()
-        if absent and phase not in phases and samples[0].settings.phase is None:
+        asked = samples[0].settings.phase is None and "phase" not in unsaid
+        if absent and asked and phase not in phases:
             yield f"{phase}: the trace has no assignments in this phase."
 
 

@@ -121,12 +121,17 @@ def analyze(trace: Trace | CellCounts, settings: AnalysisSettings | None = None)
         Data frames for every domain with assignments, and for all of them together, by phase.
 
     Raises:
-        TraceError: the trace has no assignment, or none in the domain or phase asked for.
+        TraceError: the trace has no assignment, or none in the domain or phase asked for, or a
+            budget is asked for and it does not say how large experts are.
+        CapacityError: the budget holds no expert.
     """
     settings = settings or AnalysisSettings()
     name = trace.name if isinstance(trace, Trace) else ""
+    unsaid = trace.metadata.missing if isinstance(trace, Trace) else ()
     cells = trace.cell_counts() if isinstance(trace, Trace) else trace
     if settings.budget_bytes is not None:
+        if isinstance(trace, Trace):
+            trace.require("expert_bytes", "what fits into a budget cannot be told")
         shape = cells.shape
         share = budget_share(settings.budget_bytes, shape.expert_bytes, shape.num_experts)
         settings = replace(settings, share=share)
@@ -143,7 +148,7 @@ def analyze(trace: Trace | CellCounts, settings: AnalysisSettings | None = None)
         notes=(
             *notes_on_origin(trace, settings),
             *notes_on_budget(settings, cells.shape),
-            *notes_on_samples(cells, samples),
+            *notes_on_samples(cells, samples, unsaid),
         ),
         **made,
     )

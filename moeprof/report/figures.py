@@ -209,7 +209,10 @@ def _coverage_title(curve: pd.DataFrame, share: float) -> str:
     parts = [percent(value) for value in rows[line]]
     if len(parts) > 1:
         parts = [f"{one} in {phase}" for one, phase in zip(parts, rows["phase"], strict=True)]
-    chance = percent(rows["floor"].mean())
+    if line == "in_sample":
+        chance = percent(rows["floor"].mean())
+    else:
+        chance = percent(rows["cells"].max() / curve["cells"].max())
     return (
         f"On {text}, the busiest {percent(share)} of cells serve {' and '.join(parts)}; "
         f"{chance} were routing even"

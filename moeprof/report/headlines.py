@@ -44,6 +44,11 @@ def _coverage(analysis: Analysis, phase: str) -> str | None:
     row = _first(analysis.coverage, phase, share=share)
     if row is None:
         return None
+    if row["cells"] == analysis.shape.num_cells:
+        return (
+            f"Everything fits: a hot set of all {row['cells']} cells serves every assignment, so "
+            "that no choice among them gains anything."
+        )
     cells = f"the busiest {percent(share)} of cells ({row['cells']} of {analysis.shape.num_cells})"
     if np.isnan(row["held_out"]):
         return (
@@ -101,8 +106,8 @@ def _cache(analysis: Analysis, phase: str) -> str | None:
     return (
         f"A cache of the {row['experts']} experts of each layer that were used last "
         f"({percent(row['share'])}) serves {spelled(row, 'hit_rate')} of the lookups, token by "
-        f"token, empty at the beginning of each document; {percent(row['share'])} were routing "
-        "even."
+        f"token, empty at the beginning of each document; at most {percent(row['share'])} were "
+        "routing even."
     )
 
 
@@ -124,7 +129,10 @@ def _pairs(analysis: Analysis, phase: str) -> str | None:
         return None
     low, high = row["held_out_low"], row["held_out_high"]
     if low <= 1 <= high:
-        return "No two experts are chosen together more often than by chance, on new documents."
+        return (
+            "No two experts are chosen together more often than by chance beyond noise, on new "
+            "documents."
+        )
     interval = "" if np.isnan(low) else f" [{low:.1f} to {high:.1f}]"
     return (
         f"The 1 % of pairs that stand out most are chosen together {row['held_out']:.1f}{interval} "
@@ -143,12 +151,21 @@ def _merging(analysis: Analysis, phase: str) -> str | None:
     row, domains = overall.iloc[0], mine[mine["domain"] != OVERALL]
     worst = domains.sort_values("loss").iloc[-1]
     share = percent(analysis.settings.share)
-    if not row["loss_low"] > 0:
-        return f"One set of {share} serves all domains as well as a set for each of them."
+    loss = f"{points(row['loss'])} points"
+    if np.isnan(row["loss_low"]):
+        return (
+            f"One set of {share} for all domains serves {loss} less than a set for each, from too "
+            "few documents for an interval."
+        )
+    loss += f" [{points(row['loss_low'])} to {points(row['loss_high'])}]"
+    if row["loss_low"] <= 0:
+        return (
+            f"One set of {share} serves all domains as well as a set for each, as far as can be "
+            f"told: it serves {loss} less."
+        )
     return (
-        f"One set of {share} for all domains serves {points(row['loss'])} points "
-        f"[{points(row['loss_low'])} to {points(row['loss_high'])}] less than a set for each; most "
-        f"is lost by {worst['domain']}, {points(worst['loss'])} points."
+        f"One set of {share} for all domains serves {loss} less than a set for each; most is lost "
+        f"by {worst['domain']}, {points(worst['loss'])} points."
     )
 
 
@@ -184,7 +201,7 @@ def _drift_of_documents(analysis: Analysis, phase: str) -> str | None:
         return None
     beyond = mine[(mine["difference_low"] > 0) | (mine["difference_high"] < 0)]
     if beyond.empty:
-        return "None along a document."
+        return "None along a document beyond noise."
     most = beyond.sort_values("difference", key=abs).iloc[-1]
     return (
         f"Along a document, coverage differs most at {places(most)}: by "

@@ -46,6 +46,11 @@ def row_at_share(analysis: Analysis, phase: str, domain: str) -> "pd.Series[floa
     return rows.iloc[0]
 
 
+def even_share(analysis: Analysis, row: "pd.Series[float]") -> float:
+    """What the cells of a row of `Analysis.coverage` would serve of new text were routing even."""
+    return float(row["cells"]) / analysis.shape.num_cells
+
+
 def _finding(inputs: PageInputs) -> str:
     """What the hot set serves of new text, in every phase that has some; else of its own."""
     share = inputs.analysis.settings.share
@@ -54,10 +59,13 @@ def _finding(inputs: PageInputs) -> str:
     line = "held_out" if known else "in_sample"
     text = "new documents" if known else "the very documents they were chosen on"
     parts = [f"{percent(row[line])} of {phase}" for phase, row in (known or rows).items()]
-    floor = percent(float(np.mean([row["floor"] for row in (known or rows).values()])))
+    if known:
+        even = even_share(inputs.analysis, rows[inputs.main_phase])
+    else:
+        even = float(np.mean([row["floor"] for row in rows.values()]))
     return (
         f"On {text}, the busiest {percent(share)} of cells serve {' and '.join(parts)}; even "
-        f"routing would show {floor}."
+        f"routing would show {percent(even)}."
     )
 
 

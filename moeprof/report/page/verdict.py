@@ -13,7 +13,7 @@ from moeprof.plan.advice import (
     Advice,
     StrategyOutcome,
 )
-from moeprof.report.page.coverage import row_at_share
+from moeprof.report.page.coverage import even_share, row_at_share
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import (
     UNKNOWN,
@@ -24,6 +24,7 @@ from moeprof.report.page.parts import (
 )
 from moeprof.report.page.strategies import signed_percent, strategy_words
 from moeprof.report.tables import percent
+from moeprof.trace.origin import UNSAID
 from moeprof.units import format_size
 
 
@@ -69,32 +70,36 @@ def _of_coverage(inputs: PageInputs) -> Verdict:
     phase = inputs.main_phase
     row = row_at_share(inputs.analysis, phase, inputs.overall)
     share = percent(inputs.analysis.settings.share)
-    held_out, floor = percent(row["held_out"]), percent(row["floor"])
+    held_out, kept = percent(row["held_out"]), even_share(inputs.analysis, row)
     if np.isnan(row["held_out_low"]):
         mood, headline = "open", "Cannot tell yet: too few documents"
         reason = (
             "Coverage has to be scored on documents other than those it was chosen on, and its "
             "interval needs three of them or more. Trace more documents."
         )
-    elif row["held_out_low"] <= row["floor_high"]:
+    elif kept == 1:
+        mood, headline = "bad", "Don't bother: everything fits"
+        reason = "A hot set of all cells serves every assignment, and no choice among them gains."
+    elif row["held_out_low"] <= kept:
         mood, headline = "bad", "Don't bother: routing is as even as chance"
         reason = (
             f"On new documents the busiest {share} of cells serve {held_out} of {phase}; even "
-            f"routing would show {floor}. No fixed choice of experts gains from that."
+            f"routing would show {percent(kept)}. No fixed choice of experts gains from that."
         )
     else:
         mood, headline = "good", "Routing is uneven, and stays so on new text"
         reason = (
             f"On new documents the busiest {share} of cells serve {held_out} of {phase}, where "
-            f"even routing would show {floor}. So a placement that knows them beats one that does "
-            "not."
+            f"even routing would show {percent(kept)}. So a placement that knows them beats one "
+            "that does not."
         )
     missing = (
         "What that is worth in tokens per second depends on the model's size and the machine, "
         "which this page was not told: give moeprof report a --model, a --vram budget, and a "
         "machine (--hardware FILE, or --gpu and --ram)."
     )
-    return Verdict(mood, headline, (reason, missing), _coverage_figures(inputs))
+    sentences = (reason, missing, *_on_phase(inputs))
+    return Verdict(mood, headline, sentences, _coverage_figures(inputs))
 
 
 def _coverage_figures(inputs: PageInputs) -> tuple[Figure, ...]:
@@ -106,7 +111,8 @@ def _coverage_figures(inputs: PageInputs) -> tuple[Figure, ...]:
         interval = between(row["held_out_low"], row["held_out_high"])
         figures.append(Figure(percent(row["held_out"]), interval, name))
     row = row_at_share(inputs.analysis, inputs.main_phase, inputs.overall)
-    figures.append(Figure(percent(row["floor"]), "", "had routing been even"))
+    even = percent(even_share(inputs.analysis, row))
+    figures.append(Figure(even, "", "had routing been even"))
     return tuple(figures)
 
 
@@ -168,7 +174,14 @@ def _of_plan(inputs: PageInputs, placement: Placement) -> Verdict:
             "Tokens per second are not predicted, since the plan was made without a machine: "
             "plan with --hardware FILE."
         )
+    sentences += _on_phase(inputs)
     return Verdict(mood, headline, tuple(sentences), _plan_figures(inputs, placement))
+
+
+def _on_phase(inputs: PageInputs) -> tuple[str, ...]:
+    if "phase" not in inputs.metadata.missing:
+        return ()
+    return (f"The trace does not say {UNSAID['phase']}.",)
 
 
 def _plan_figures(inputs: PageInputs, placement: Placement) -> tuple[Figure, ...]:
