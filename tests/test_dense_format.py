@@ -159,7 +159,6 @@ def loaded_in(bundled: Checkpoint, seed: int, dense_format: str = "q8_0") -> Loa
         device="cpu",
         weight_format="q8_0",
         dense_format=dense_format,
-        num_threads=2,
     )
 
 

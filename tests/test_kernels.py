@@ -1,7 +1,6 @@
 """The compiled kernels against the definition, bit for bit, on every path of this machine."""
 
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -285,16 +284,6 @@ def test_a_layer_in_use_refuses_a_second_thread_and_stays_right() -> None:
 
     with ThreadPoolExecutor(3) as threads:
         assert sum(threads.map(attempts, range(3))) > 0
-
-
-def test_one_processor_of_each_physical_core_is_chosen(tmp_path) -> None:
-    for processor, siblings in ((0, "0,2"), (1, "1,3"), (2, "0,2"), (3, "1,3")):
-        folder = tmp_path / f"cpu{processor}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert physical_cores({0, 1, 2, 3}, tmp_path) == [0, 1]
-    assert physical_cores({2, 3, 9}, tmp_path) == [2, 3, 9]
-    assert physical_cores() == sorted(set(physical_cores()) & os.sched_getaffinity(0))
 
 
 def test_pinned_workers_give_the_same_bits() -> None:

@@ -23,7 +23,7 @@ def run(model: Path, tier: Tier | None, max_new_tokens: int = 6, **options: obje
     tiers = np.full((shape.num_moe_layers, shape.num_experts), tier or Tier.VRAM, np.uint8)
     if tier is None:
         tiers[:, ::2] = Tier.RAM
-    given: LoadOptions = {"device": "cpu", "num_threads": 2, **options}
+    given: LoadOptions = {"device": "cpu", **options}
     session = Session(load(make_placement(checkpoint, tiers), checkpoint, **given))
     session.generate(PROMPT, Sampling(max_new_tokens))
     return session.report()

@@ -1,5 +1,8 @@
 """Weights on their way into memory: quantisation against the definition, and the memory itself."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +136,24 @@ def test_host_memory_is_zeroed_aligned_and_outlives_its_owner() -> None:
     assert 0 <= memory.huge_bytes <= size == memory.num_bytes
     del memory
     assert (array == 7).all()
+
+
+HELD_TO_THE_END = """
+import torch
+from moeprof.native import ExpertLayer, HostMemory, expert_bytes
+size = expert_bytes(64, 32, "bf16", False)
+whole = torch.from_numpy(HostMemory(2 * size).array())
+view = whole[:size]
+layer = ExpertLayer(64, 32, 4, 2, "bf16")
+layer.set_expert(0, view.numpy())
+"""
+
+
+def test_memory_that_is_held_when_the_interpreter_ends_is_not_reported_as_a_leak() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELD_TO_THE_END], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_host_memory_of_no_bytes_is_empty_and_of_too_many_is_refused() -> None:

@@ -44,7 +44,7 @@ def bench(
     dense_format: DenseFormat = "stored",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", "--cpu-threads", min=1, max=1024, help="As in moeprof run."),
+        typer.Option("--threads", "--cpu-threads", min=1, help="As in moeprof run."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     dtype: Annotated[

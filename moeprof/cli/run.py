@@ -66,7 +66,6 @@ def run(
             "--threads",
             "--cpu-threads",
             min=1,
-            max=1024,
             help="Threads that compute experts in RAM. [default: one per core]",
         ),
     ] = None,

@@ -165,9 +165,16 @@ class HostMemory:
     def array(self) -> NDArray[np.uint8]: ...
 
 class Workers:
-    def __init__(self, num_threads: int, cores: list[int] = ..., spin_us: int = 200) -> None: ...
+    def __init__(
+        self,
+        num_threads: int,
+        cores: list[int] = ...,
+        spin_us: int = 200,
+        crowded: list[int] = ...,
+    ) -> None: ...
     @property
     def num_threads(self) -> int: ...
+    def processors(self) -> list[int]: ...
 
 class ExpertLayer:
     def __init__(

@@ -153,20 +153,30 @@ std::uint64_t xor_experts(BoundLayer& self, Workers& workers, Input<std::uint16_
     return words;
 }
 
+std::vector<int> processors(Workers& self) {
+    const Held pool = self.hold();
+    if (!pool) throw std::runtime_error("workers: are at work for another thread");
+    nb::gil_scoped_release released;
+    return self.processors();
+}
+
 }  // namespace
 
 void bind_layer(nb::module_& m) {
     nb::class_<Workers>(m, "Workers", "Resident worker threads; the caller is one of them.")
         .def(
             "__init__",
-            [](Workers* self, unsigned num_threads, std::vector<int> cores, unsigned spin_us) {
+            [](Workers* self, unsigned num_threads, const std::vector<int>& cores, unsigned spin_us,
+               const std::vector<int>& crowded) {
                 if (num_threads == 0 || num_threads > 1024) {
                     refuse("num_threads: " + std::to_string(num_threads) + ", expected 1 to 1024");
                 }
-                new (self) Workers(num_threads, std::move(cores), spin_us);
+                new (self) Workers(num_threads, cores, spin_us, crowded);
             },
-            nb::arg("num_threads"), nb::arg("cores") = std::vector<int>(), nb::arg("spin_us") = 200)
-        .def_prop_ro("num_threads", &Workers::num_threads);
+            nb::arg("num_threads"), nb::arg("cores") = std::vector<int>(), nb::arg("spin_us") = 200,
+            nb::arg("crowded") = std::vector<int>())
+        .def_prop_ro("num_threads", &Workers::num_threads)
+        .def("processors", &processors, "The processor that each worker is on in a call.");
     nb::class_<BoundLayer>(m, "ExpertLayer", "One layer of packed experts in host memory.")
         .def(
             "__init__",

@@ -2,6 +2,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -87,10 +88,19 @@ void quantize_one(std::uintptr_t values, const std::string& value_type, std::siz
     raise(fault);
 }
 
-nb::ndarray<std::uint8_t, nb::numpy, nb::ndim<1>> array(nb::handle self) {
-    auto& memory = nb::cast<HostMemory&>(self);
-    return nb::ndarray<std::uint8_t, nb::numpy, nb::ndim<1>>(memory.data(), {memory.num_bytes()},
-                                                             self);
+using SharedMemory = std::shared_ptr<HostMemory>;
+
+struct BoundMemory {
+    SharedMemory memory;
+};
+
+// The array owns the memory itself, not the Python object: what torch and nanobind still hold when
+// the interpreter ends they never let go, and a Python object among that is reported as a leak.
+nb::ndarray<std::uint8_t, nb::numpy, nb::ndim<1>> array(const BoundMemory& self) {
+    nb::capsule owner(new SharedMemory(self.memory),
+                      [](void* p) noexcept { delete static_cast<SharedMemory*>(p); });
+    return nb::ndarray<std::uint8_t, nb::numpy, nb::ndim<1>>(self.memory->data(),
+                                                             {self.memory->num_bytes()}, owner);
 }
 
 }  // namespace
@@ -105,24 +115,26 @@ void bind_loading(nb::module_& m) {
           nb::arg("num_rows"), nb::arg("row_size"), nb::arg("weight_format"),
           nb::arg("packed").noconvert(), nb::arg("workers"),
           "Packs a matrix given as numbers, named by their address.");
-    nb::class_<HostMemory>(m, "HostMemory", "Zeroed memory on a 2 MiB boundary for weights.")
+    nb::class_<BoundMemory>(m, "HostMemory", "Zeroed memory on a 2 MiB boundary for weights.")
         .def(
             "__init__",
-            [](HostMemory* self, std::size_t num_bytes) {
+            [](BoundMemory* self, std::size_t num_bytes) {
                 // Other modules of the process may claim std::bad_alloc for errors of their own.
                 try {
-                    new (self) HostMemory(num_bytes);
+                    new (self) BoundMemory{std::make_shared<HostMemory>(num_bytes)};
                 } catch (const std::bad_alloc&) {
                     PyErr_NoMemory();
                     throw nb::python_error();
                 }
             },
             nb::arg("num_bytes"))
-        .def_prop_ro(
-            "address",
-            [](const HostMemory& self) { return reinterpret_cast<std::uintptr_t>(self.data()); })
-        .def_prop_ro("num_bytes", &HostMemory::num_bytes)
-        .def_prop_ro("huge_bytes", &HostMemory::huge_bytes)
+        .def_prop_ro("address",
+                     [](const BoundMemory& self) {
+                         return reinterpret_cast<std::uintptr_t>(self.memory->data());
+                     })
+        .def_prop_ro("num_bytes", [](const BoundMemory& self) { return self.memory->num_bytes(); })
+        .def_prop_ro("huge_bytes",
+                     [](const BoundMemory& self) { return self.memory->huge_bytes(); })
         .def("array", &array, "The memory as a numpy array, which keeps it alive.");
 }
 

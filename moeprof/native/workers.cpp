@@ -3,7 +3,6 @@
 #include <chrono>
 
 #include "plain_floats.hpp"
-#include "threads.hpp"
 
 namespace moeprof {
 namespace {
@@ -14,10 +13,13 @@ constexpr unsigned kPausesPerLook = 64;  // between two looks at the clock
 
 }  // namespace
 
-Workers::Workers(unsigned num_threads, std::vector<int> cores, unsigned spin_us)
+Workers::Workers(unsigned num_threads, const std::vector<int>& cores, unsigned spin_us,
+                 const std::vector<int>& crowded)
     : num_threads_(num_threads), spin_us_(spin_us) {
+    for (const int processor : crowded) taken_.add(processor);
     for (unsigned worker = 1; worker < num_threads; ++worker) {
         const int core = cores.empty() ? -1 : cores[worker % cores.size()];
+        if (core >= 0) taken_.add(core);
         threads_.emplace_back(&Workers::work, this, worker, core);
     }
 }
@@ -33,6 +35,7 @@ Workers::~Workers() {
 }
 
 void Workers::run(void (*task)(const void*, unsigned), const void* context) {
+    taken_.leave();
     task_ = task;
     context_ = context;
     epoch_.fetch_add(1);
@@ -45,6 +48,16 @@ void Workers::run(void (*task)(const void*, unsigned), const void* context) {
     }
     task(context, 0);
     barrier();
+}
+
+std::vector<int> Workers::processors() {
+    std::vector<int> found(num_threads_);
+    int* const places = found.data();
+    const auto task = [](const void* context, unsigned worker) {
+        (*static_cast<int* const*>(context))[worker] = processor_here();
+    };
+    run(task, &places);
+    return found;
 }
 
 std::uint8_t* Workers::scratch(std::size_t num_bytes) {

@@ -12,15 +12,19 @@
 
 #include "held.hpp"
 #include "host_memory.hpp"
+#include "threads.hpp"
 
 namespace moeprof {
 
 class Workers {
   public:
     // num_threads - 1 threads are started; the caller of `run` is worker 0. Worker i is pinned to
-    // cores[i % cores.size()] where the system can pin, and left alone if `cores` is empty; the
-    // caller is never pinned. A worker without work spins for `spin_us` before it parks.
-    Workers(unsigned num_threads, std::vector<int> cores, unsigned spin_us);
+    // cores[i % cores.size()] where the system can pin, and left alone if `cores` is empty. The
+    // caller is never pinned, since threads that it starts would be, too: at the start of `run` it
+    // leaves the processors of the others, and `crowded` ones, which are better left, too. A worker
+    // without work spins for `spin_us` before it parks.
+    Workers(unsigned num_threads, const std::vector<int>& cores, unsigned spin_us,
+            const std::vector<int>& crowded = {});
     ~Workers();
     Workers(const Workers&) = delete;
     Workers& operator=(const Workers&) = delete;
@@ -32,6 +36,10 @@ class Workers {
 
     // Runs task(context, worker) on every worker and returns when all have finished.
     void run(void (*task)(const void* context, unsigned worker), const void* context);
+
+    // The processor that each worker is on in a run; -1 where the system does not tell. Needs
+    // `hold`, too.
+    std::vector<int> processors();
 
     // Memory that outlives calls, so that they need no allocation: at least `num_bytes`, on a
     // 2 MiB boundary, grown where it is smaller (what it held is lost then).
@@ -46,6 +54,7 @@ class Workers {
 
     const unsigned num_threads_;
     const unsigned spin_us_;
+    TakenProcessors taken_;
     void (*task_)(const void*, unsigned) = nullptr;
     const void* context_ = nullptr;
     bool stopping_ = false;

@@ -47,7 +47,8 @@ class LoadOptions(TypedDict, total=False):
             None for the placement's, see `choose_format`.
         dense_format: of the linear layers outside the experts, `q8_0`, or `stored` for `dtype`;
             which ones, see `quantizable_linears`.
-        num_threads: threads that compute experts in host memory; None for one per physical core.
+        num_threads: threads that compute experts in host memory, at most one per processor of this
+            process; None for one per physical core.
         within_budget: whether to refuse a model that overruns the VRAM of its plan; True unless
             given. A replay compares routing, in the trace's element type, whatever was planned.
         movable: whether other placements may follow within the same bytes of VRAM; all experts
@@ -86,8 +87,8 @@ def load(
     Raises:
         PlacementError: the placement is for another checkpoint or format, or uses the nvme tier.
         UnsupportedModelError: the model cannot be found or run.
-        CapacityError: no such device, a tier or the kept store does not fit, or the run would
-            overrun its VRAM budget.
+        CapacityError: no such device, fewer processors than threads, a tier or the kept store does
+            not fit, or the run would overrun its VRAM budget.
     """
     checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
     placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
@@ -119,7 +120,7 @@ def load_split(
     Raises:
         PlacementError: the nvme tier is used.
         UnsupportedModelError: the model cannot be run.
-        CapacityError: no such device, or a tier does not fit.
+        CapacityError: no such device, fewer processors than threads, or a tier does not fit.
     """
     return _load(checkpoint, tier_of, None, options)
 

@@ -17,7 +17,7 @@ from moeprof.checkpoint.modules import ExpertsModule
 from moeprof.errors import UnsupportedModelError
 from moeprof.model_shape import ModelShape
 from moeprof.native import ExpertLayer, Workers
-from moeprof.native.cores import physical_cores, resident_workers
+from moeprof.native.cores import physical_cores, resident_workers, seats
 from moeprof.placement.tier import Tier
 from moeprof.runtime.device_experts import Counted, DeviceExperts, HandOver
 from moeprof.runtime.experts import LayerExperts
@@ -53,6 +53,9 @@ class ExpertsRequest:
         movable: whether other placements may follow within the same bytes of VRAM; all experts
             are kept in host memory, too.
         timed: whether to add up the time of decoding layer by layer.
+
+    Raises:
+        CapacityError: there are fewer processors than threads.
     """
 
     modules: list[ExpertsModule]
@@ -64,6 +67,17 @@ class ExpertsRequest:
     meter: Meter
     movable: bool = False
     timed: bool = False
+
+    def __post_init__(self) -> None:
+        seats(self.num_threads, self._has_device)
+
+    @property
+    def _has_device(self) -> bool:
+        return self.device.type == "cuda"
+
+    def start_workers(self) -> Workers:
+        """The threads that compute experts in host memory."""
+        return resident_workers(self.num_threads, self._has_device)
 
 
 class SplitExperts(Protocol):
@@ -201,8 +215,7 @@ class PackedExperts:
     @cached_property
     def workers(self) -> Workers:
         """See `SplitExperts.workers`."""
-        request = self._request
-        return resident_workers(request.num_threads, request.device.type == "cuda")
+        return self._request.start_workers()
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """See `SplitExperts.put`."""

@@ -13,7 +13,6 @@ from moeprof.checkpoint.modules import ExpertsModule
 from moeprof.checkpoint.packed_shape import expert_parameters, parameter_shapes
 from moeprof.errors import UnsupportedModelError
 from moeprof.native import Workers
-from moeprof.native.cores import resident_workers
 from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import LayerExperts
 from moeprof.runtime.layer_times import LayerClock
@@ -47,8 +46,7 @@ class StoredExperts:
     @cached_property
     def workers(self) -> Workers:
         """See `SplitExperts.workers`."""
-        request = self._request
-        return resident_workers(request.num_threads, request.device.type == "cuda")
+        return self._request.start_workers()
 
     def put(self, row: int, expert: int, values: Mapping[str, Tensor]) -> None:
         """See `SplitExperts.put`."""
