@@ -1,8 +1,10 @@
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -135,6 +137,60 @@ def test_a_killed_process_leaves_nothing_behind_that_counts(
     assert not store.is_whole
     fill(store)
     assert [path.name for path in tmp_path.iterdir()] == [store.path.name]
+
+
+@pytest.mark.parametrize("has_files", [False, True])
+def test_what_was_left_behind_without_a_lock_is_removed(
+    has_files: bool, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    left = tmp_path / ".unfinished-abc"
+    left.mkdir()
+    if has_files:
+        (left / "layer-00000.bin").write_bytes(b"x" * 100)
+    store = opened(tmp_path, checkpoint)
+    assert not left.exists()
+    fill(store)
+    assert [path.name for path in tmp_path.iterdir()] == [store.path.name]
+    assert sorted(path.name for path in store.path.iterdir()) == [
+        "layer-00000.bin",
+        "layer-00001.bin",
+        "store.json",
+    ]
+
+
+def test_a_store_that_another_process_builds_is_left_alone(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    first = opened(tmp_path, checkpoint)
+    first.put(0, 0, content(0, 0))
+    opened(tmp_path, checkpoint, weight_format="q4_0")
+    assert len(list(tmp_path.iterdir())) == 2
+    check_whole(fill(first))
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_builder_whose_first_step_is_taken_for_remains_begins_again(
+    is_late: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    mkdtemp, flock = tempfile.mkdtemp, fcntl.flock
+
+    def make(**options: object) -> str:
+        made.append(mkdtemp(**options))
+        if len(made) == 1 and not is_late:
+            Path(made[0]).rmdir()
+        return made[-1]
+
+    def lock(*arguments: object) -> None:
+        if len(made) == 1 and is_late:
+            shutil.rmtree(made[0])
+        flock(*arguments)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    monkeypatch.setattr(fcntl, "flock", lock)
+    store = opened(tmp_path, checkpoint)
+    assert len(made) == 2
+    check_whole(fill(store))
 
 
 def test_two_that_build_at_once_both_end_with_a_whole_store(

@@ -3,7 +3,9 @@
 A store is a directory of its own inside the one that the user names: one file for each MoE layer,
 its experts in ascending order, each of the same size, and a manifest that is written last. It is
 built under another name and renamed when it is whole, so that what was cut short is never read and
-two processes that build the same store do not disturb each other.
+two processes that build the same store do not disturb each other. From before its first file until
+it is renamed, its builder holds a lock in it: a directory under such a name without a lock that is
+held was left behind.
 """
 
 import errno
@@ -193,9 +195,7 @@ class _Building:
         self._identity = identity
         self._sizes = tuple(sizes)
         self._sums: list[list[int | None]] = [[None] * num_experts for _ in sizes]
-        self._path = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=directory))
-        self._lock: IO[bytes] = (self._path / _LOCK).open("wb")
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._path, self._lock = _claim(directory)
         self._files: list[IO[bytes]] = []
         try:
             for row, size in enumerate(sizes):
@@ -228,8 +228,8 @@ class _Building:
             written.write(json.dumps(manifest).encode())
             written.flush()
             os.fsync(written.fileno())
-        (self._path / _LOCK).unlink()
         _replace(self._path, path)
+        (path / _LOCK).unlink(missing_ok=True)
         self._lock.close()
 
     def discard(self) -> None:
@@ -261,6 +261,23 @@ def _replace(built: Path, path: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _claim(directory: Path) -> tuple[Path, IO[bytes]]:
+    """A new directory to build in, and its lock."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=directory))
+        try:
+            lock = (path / _LOCK).open("wb")
+        except FileNotFoundError:  # taken for left behind, as it was still empty
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), (path / _LOCK).stat()):
+                return path, lock
+        except (BlockingIOError, FileNotFoundError):  # taken for left behind before it was locked
+            pass
+        lock.close()
+
+
 def _remove_unfinished(directory: Path) -> None:
     """Remove what processes left behind that are gone; their locks went with them."""
     for path in directory.glob(f"{_UNFINISHED}*"):
@@ -268,8 +285,19 @@ def _remove_unfinished(directory: Path) -> None:
             with (path / _LOCK).open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:
+            _remove_unlocked(path)
         except OSError:
-            continue  # in use, or between two steps of its owner
+            continue  # in use
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove a directory that has no lock: the remains of a store, or a builder's first step."""
+    try:
+        path.rmdir()
+    except OSError:
+        if not (path / _LOCK).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _identity(
