@@ -5,8 +5,9 @@ import pytest
 from tiny import save_model
 
 from moeprof.cli import main
+from moeprof.cli.hardware import expert_lines
 from moeprof.demo import model_path
-from moeprof.hardware import read_hardware
+from moeprof.hardware import TierProfile, Time, read_hardware
 from moeprof.native import expert_bytes
 from moeprof.placement import read_placement
 from moeprof.runtime.measurement import measure_hardware
@@ -38,6 +39,18 @@ def test_a_profile_in_another_type_keeps_the_checkpoints_format(tmp_path: Path) 
     profile = measure_hardware(path, device="cpu", dtype="bfloat16")
     assert list(profile.tiers["ram"].expert_time) == ["float32"]
     assert profile.dense_time(0) > 0
+
+
+def test_formats_that_take_the_same_share_a_line() -> None:
+    read, slow = Time(0.0, 1e-6 / 2**20), Time(2e-6, 1e-6 / 2**20, 3e-6)
+    token = {"bfloat16": read, "q8_0": read, "q4_0": slow}
+    batch = {"bfloat16": slow, "q8_0": slow, "q4_0": slow}
+    assert expert_lines(TierProfile(1, 1.0, token, batch)) == [
+        "bfloat16, q8_0 one expert: 0.0 µs + 1.0 µs per MiB; "
+        "of a batch: 2.0 µs + 1.0 µs per MiB + 3.0 µs per token",
+        "q4_0     one expert: 2.0 µs + 1.0 µs per MiB; "
+        "of a batch: 2.0 µs + 1.0 µs per MiB + 3.0 µs per token",
+    ]
 
 
 def test_a_profile_is_not_replaced_without_force(

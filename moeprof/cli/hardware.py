@@ -1,11 +1,14 @@
 """`moeprof hardware`: measure this machine with a model, for predictions of speed."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moeprof.cli.options import Force, Json
+
+if TYPE_CHECKING:
+    from moeprof.hardware import TierProfile
 
 
 def hardware(
@@ -50,16 +53,8 @@ def hardware(
             f"{format_size(facts.read_bytes_per_s)}/s",
             err=True,
         )
-        for stored, token in facts.expert_time.items():
-            batch = facts.expert_batch_time[stored]
-            typer.echo(
-                f"  {stored:8} one expert: {format_duration(token.fixed_s)} + "
-                f"{format_duration(token.s_per_byte * 2**20)} per MiB; of a batch: "
-                f"{format_duration(batch.fixed_s)} + "
-                f"{format_duration(batch.s_per_byte * 2**20)} per MiB + "
-                f"{format_duration(batch.s_per_token)} per token",
-                err=True,
-            )
+        for line in expert_lines(facts):
+            typer.echo(f"  {line}", err=True)
     dense, batch_dense = profile.dense_time, profile.dense_batch_time
     typer.echo(f"layer      {format_duration(dense.fixed_s)} outside experts", err=True)
     if batch_dense is not None:
@@ -68,3 +63,21 @@ def hardware(
             err=True,
         )
     typer.echo(f"wrote {output}", err=True)
+
+
+def expert_lines(tier: "TierProfile") -> list[str]:
+    """What an expert takes in each format; formats that take the same share a line."""
+    from moeprof.units import format_duration
+
+    formats: dict[str, list[str]] = {}
+    for stored, token in tier.expert_time.items():
+        batch = tier.expert_batch_time[stored]
+        takes = (
+            f"one expert: {format_duration(token.fixed_s)} + "
+            f"{format_duration(token.s_per_byte * 2**20)} per MiB; of a batch: "
+            f"{format_duration(batch.fixed_s)} + "
+            f"{format_duration(batch.s_per_byte * 2**20)} per MiB + "
+            f"{format_duration(batch.s_per_token)} per token"
+        )
+        formats.setdefault(takes, []).append(stored)
+    return [f"{', '.join(names):8} {takes}" for takes, names in formats.items()]
