@@ -8,6 +8,7 @@ Prints a table and writes DIR/gpu_acceptance.json. The package must be installed
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -40,16 +41,33 @@ CONFIG = Qwen3MoeConfig(
 )
 
 
+# Of these tests each runs workers on every core; the others may run side by side.
+ALONE = ("test_gpu.py", "test_run_gpu.py", "test_runtime.py")
+
+
 def run_tests(folder: Path) -> dict[str, object]:
-    """Run the tests marked `gpu`; their log is kept beside the figures."""
-    files = [str(p) for p in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in p.read_text()]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", *sorted(files)]
-    log = folder / "pytest.log"
-    with log.open("w") as stream:
-        done = subprocess.run(
-            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, check=False
-        )
-    return {"exit_code": done.returncode, "summary": log.read_text().strip().splitlines()[-1]}
+    """Run the tests marked `gpu`; their logs are kept beside the figures."""
+    files = [p for p in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in p.read_text()]
+    found: dict[str, object] = {}
+    for name, options, chosen in (
+        ("alone", [], [p for p in files if p.name in ALONE]),
+        ("abreast", ["-n", "10"], [p for p in files if p.name not in ALONE]),
+    ):
+        command = [sys.executable, "-m", "pytest", "-p", "xdist", "-m", "gpu", "-q", "-rs"]
+        command += ["--tb=short", "--show-capture=no", "--durations=5", *options]
+        log = folder / f"pytest_{name}.log"
+        with log.open("w") as stream:
+            done = subprocess.run(
+                [*command, *map(str, sorted(chosen))],
+                cwd=ROOT,
+                env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        lines = [line for line in log.read_text().splitlines() if " in " in line and "=" in line]
+        found[name] = {"exit_code": done.returncode, "summary": (lines or ["no summary"])[-1]}
+    return found
 
 
 def context_bytes() -> int:

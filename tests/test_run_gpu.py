@@ -119,7 +119,6 @@ def test_layer_times_of_captured_steps_are_those_of_the_tiers_in_use(
         assert np.max(on_host) == 0 and min(on_device) > 0
     else:
         assert np.min(on_host) > 0 and max(on_device) == 0
-        assert all(ram < waiting for ram, waiting in on_host)
 
 
 def test_a_measured_device_prices_tokens_and_batches(bundled: Checkpoint) -> None:

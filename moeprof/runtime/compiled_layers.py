@@ -75,7 +75,11 @@ class CompiledLayers:
         self._is_settled = False
         options: dict[str, Any] | None = None
         if backend == "inductor":
-            options = {"post_grad_custom_pre_pass": MergeProducts()}
+            # Compiled kernels begin while the one before them ends, as ours do.
+            options = {
+                "post_grad_custom_pre_pass": MergeProducts(),
+                "triton.enable_pdl": True,
+            }
         # The compiler keeps so many graphs of a code object: each model has one of its own.
         call = FunctionType(_call_layer.__code__.replace(), globals())
         self._call = torch.compile(

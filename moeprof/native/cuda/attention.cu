@@ -160,7 +160,6 @@ __global__ void __launch_bounds__(kThreads)
     constexpr int kPitch = Shared<kHeads>::kPitch;
     __shared__ Shared<kHeads> shared;
     extern __shared__ __align__(16) float sums_of_rows[];  // [row sets, kHeads, value_size]
-    let_next_start();
     wait_for_previous();
 
     const int split = blockIdx.x;
@@ -334,8 +333,8 @@ cudaError_t launch(const DecodeAttention& job, cudaStream_t stream) {
     const std::size_t bytes = sizeof(float) * row_sets * kHeads * job.value_size;
     static_assert(sizeof(float) * kThreads * kLanes<T> * kHeads + sizeof(Shared<kHeads>) <=
                   48 * 1024);
-    return launch_overlapped(attend<T, kHeads, kChunks>, grid, dim3(kThreads), bytes, stream, job,
-                             blocks);
+    return launch_kernel(attend<T, kHeads, kChunks>, {grid, dim3(kThreads), bytes}, stream, job,
+                         blocks);
 }
 
 template <typename T, int kHeads>

@@ -12,7 +12,6 @@ using Kernel = void (*)(DecodeCall);
 struct Device {
     int num_multiprocessors = 0;
     int shared_bytes = 0;  // of one block
-    bool overlaps = false;
 };
 
 // One kernel, and how much of shared memory it may use besides its tables.
@@ -29,7 +28,7 @@ struct Launch {
 };
 
 cudaError_t read_device(Device& device) {
-    int id = 0, major = 0;
+    int id = 0;
     cudaError_t error = cudaGetDevice(&id);
     if (error == cudaSuccess) {
         error =
@@ -39,10 +38,6 @@ cudaError_t read_device(Device& device) {
         error = cudaDeviceGetAttribute(&device.shared_bytes,
                                        cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
     }
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
-    }
-    device.overlaps = major >= 9;
     return error;
 }
 
@@ -124,21 +119,6 @@ Projection projection_of(const DeviceLayer& layer, bool is_down) {
     return projection;
 }
 
-cudaError_t start(const DecodeCall& call, const Launch& launch, const Device& device, bool overlaps,
-                  cudaStream_t stream) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(device.num_multiprocessors));
-    config.blockDim = dim3(launch.num_warps * kWarp);
-    config.dynamicSmemBytes = launch.memory.num_bytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = overlaps && device.overlaps ? 1 : 0;
-    return cudaLaunchKernelEx(&config, launch.variant.kernel, call);
-}
-
 __global__ void begin_step_kernel(DecodeState* state) { state->ended = nanoseconds(); }
 
 }  // namespace
@@ -180,11 +160,11 @@ int decode(const DeviceLayer& layer, const LayerInput& input, void* output, cons
     if (const cudaError_t error = read_device(device)) return error;
     auto* bytes = static_cast<std::uint8_t*>(workspace);
     for (std::uint32_t first = 0; first < input.num_tokens;) {
-        const Launch launch =
+        const Launch plan =
             launch_for(layer, std::min(input.num_tokens - first, kDecodeTokens), device);
         DecodeCall call{};
         call.layer = layer;
-        call.input = part_of(layer, input, first, launch.num_tokens);
+        call.input = part_of(layer, input, first, plan.num_tokens);
         call.output = static_cast<std::uint8_t*>(output) +
                       std::size_t{first} * layer.hidden_size * float_bytes(input.hidden_type);
         call.counts = counts;
@@ -197,7 +177,7 @@ int decode(const DeviceLayer& layer, const LayerInput& input, void* output, cons
         call.between = reinterpret_cast<std::uint32_t*>(bytes + sizeof(DecodeState));
         call.projections[0] = projection_of(layer, false);
         call.projections[1] = projection_of(layer, true);
-        call.memory = launch.memory;
+        call.memory = plan.memory;
         call.gate_up_items = Divider(call.projections[0].num_items);
         const auto blocks = static_cast<std::uint32_t>(device.num_multiprocessors);
         call.grid = Divider(blocks);
@@ -206,10 +186,12 @@ int decode(const DeviceLayer& layer, const LayerInput& input, void* output, cons
             const std::uint32_t rows = (call.least_share + more) * 2 * kQuad;
             call.share_rows[more] = Divider(std::max(rows, 1u));
         }
+        const LaunchShape shape{dim3(blocks), dim3(plan.num_warps * kWarp), plan.memory.num_bytes,
+                                overlaps};
         const cudaError_t error =
-            start(call, launch, device, overlaps, static_cast<cudaStream_t>(stream));
+            launch_kernel(plan.variant.kernel, shape, static_cast<cudaStream_t>(stream), call);
         if (error != cudaSuccess) return error;
-        first += launch.num_tokens;
+        first += plan.num_tokens;
     }
     return cudaSuccess;
 }

@@ -19,15 +19,16 @@
 #pragma once
 
 #include "hand_over.cuh"
+#include "launch.cuh"
 #include "quad_products.cuh"
 #include "ready_rows.cuh"
 
 namespace moeprof {
 namespace {
 
-// Who stamps a timed layer: one thread.
+// Who stamps a timed layer: one thread, of the block whose rows the host answers last.
 __device__ inline bool is_timer(const DecodeCall& call) {
-    return call.counts.nanoseconds != nullptr && blockIdx.x == 0 && threadIdx.x == 0;
+    return call.counts.nanoseconds != nullptr && blockIdx.x + 1 == gridDim.x && threadIdx.x == 0;
 }
 
 // begun: with the choices known; computed: with this device's experts done.
@@ -75,13 +76,21 @@ __device__ inline void count_one(const Counts& counts, std::uint32_t id) {
     add(counts.reads);
 }
 
-// Takes what the host has computed of this block's rows, in the order in which it comes.
+// Takes what the host has computed of this block's rows. Only what comes last is looked for until
+// it is there: looks for every word would fill the way to the host, and keep its processors from
+// the lines that they write.
 __device__ inline void take_answer(const DecodeCall& call, const Share& share, const Pair* pairs,
                                    std::uint32_t num_here, std::uint32_t number, float* results) {
     const std::uint32_t num_rows = share.num_rows();
     const std::uint32_t num_pairs = call.input.num_tokens * call.layer.top_k;
     const std::uint64_t* outputs = call.exchange.outputs + share.first_row();
     Answer answer(call.exchange, number);
+    std::uint32_t last = num_pairs - 1;
+    while (pairs[last].id == kNoExpertId || pairs[last].number < num_here) --last;
+    if (threadIdx.x < num_rows) {
+        answer.take(outputs + std::size_t{last} * call.layer.hidden_size + threadIdx.x);
+    }
+    __syncthreads();
 #pragma unroll 1
     for (std::uint32_t at = threadIdx.x; at < num_pairs * num_rows; at += blockDim.x) {
         const std::uint32_t slot = share.rows.divide(at), row = at - slot * num_rows;
@@ -195,12 +204,11 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
     const std::uint32_t warp = threadIdx.x / kWarp;
     BlockState* state = call.state->blocks + blockIdx.x;
 
-    let_next_kernel_start();
     const SlotTable slots(layer);
     const Share share(call);
     Stream<kFormat, Jobs> stream(call, share, address_of(memory) + warp * Ring::kBytes,
                                  address_of(barriers) + warp * Ring::kBarrierBytes);
-    wait_for_previous_kernel();
+    wait_for_previous();
 
     const uint4 words = __ldcg(reinterpret_cast<const uint4*>(state));
     const BlockState before{words.x, words.y, words.z, words.w};

@@ -1,5 +1,5 @@
-// What device code needs beyond the language: copies that run ahead, launches that overlap, flags,
-// and the integer and bf16 units.
+// What device code needs beyond the language: copies that run ahead, flags, and the integer and
+// bf16 units.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -39,20 +39,6 @@ __device__ __forceinline__ void close_batch() {
 template <int kPending>
 __device__ __forceinline__ void wait_for_batches() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// Launches that overlap (compute capability 9.0 and later; elsewhere the stream orders them): the
-// next kernel may take its place now, and waits itself for all that this one writes.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 // Shared memory by its own addresses, which fit a register.

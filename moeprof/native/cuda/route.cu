@@ -134,7 +134,6 @@ template <typename Row, typename Weight>
 __global__ void __launch_bounds__(kThreads) route_token(const Route job) {
     __shared__ float parts[kThreads / 32];
     __shared__ bool is_last;
-    let_next_start();
     const int expert = blockIdx.x;
     const Weight* weight =
         static_cast<const Weight*>(job.weight) + std::int64_t{expert} * job.columns;
@@ -178,15 +177,14 @@ __global__ void __launch_bounds__(kThreads) route_token(const Route job) {
 
 template <typename Row>
 cudaError_t launch(const Route& job, cudaStream_t stream) {
-    const dim3 grid(job.experts);
-    const dim3 block(kThreads);
+    const LaunchShape shape{dim3(job.experts), dim3(kThreads)};
     switch (job.weight_element) {
         case Element::kFloat32:
-            return launch_overlapped(route_token<Row, float>, grid, block, 0, stream, job);
+            return launch_kernel(route_token<Row, float>, shape, stream, job);
         case Element::kBFloat16:
-            return launch_overlapped(route_token<Row, __nv_bfloat16>, grid, block, 0, stream, job);
+            return launch_kernel(route_token<Row, __nv_bfloat16>, shape, stream, job);
         default:
-            return launch_overlapped(route_token<Row, __half>, grid, block, 0, stream, job);
+            return launch_kernel(route_token<Row, __half>, shape, stream, job);
     }
 }
 

@@ -80,7 +80,6 @@ template <typename T, typename Weights, int kRows, int kShare, int kAhead>
 __global__ void __launch_bounds__(32 * kWarps) multiply(const RowProducts job, const Units units) {
     constexpr int kPerChunk = Weights::kValues;
     constexpr int kStep = 32 * kShare;
-    let_next_start();
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
     const int unit = (blockIdx.x * kWarps + warp) / kShare;
@@ -156,8 +155,8 @@ cudaError_t launch(const RowProducts& job, cudaStream_t stream) {
         units.first[i + 1] = units.first[i] + (job.rows[i] + kRows - 1) / kRows;
     constexpr int kUnits = kWarps / kShare;
     const int blocks = (units.first[job.count] + kUnits - 1) / kUnits;
-    return launch_overlapped(multiply<T, Weights, kRows, kShare, kAhead>, dim3(blocks),
-                             dim3(32 * kWarps), 0, stream, job, units);
+    return launch_kernel(multiply<T, Weights, kRows, kShare, kAhead>,
+                         {dim3(blocks), dim3(32 * kWarps)}, stream, job, units);
 }
 
 /// Few rows: many warps to each, so that every multiprocessor has loads in flight. Many rows:
