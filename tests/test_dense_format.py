@@ -17,14 +17,16 @@ from moeprof.checkpoint.facts import model_facts
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.cli import main
 from moeprof.demo import model_path
-from moeprof.errors import UnsupportedModelError
+from moeprof.errors import CapacityError, UnsupportedModelError
 from moeprof.native import Workers
 from moeprof.native.reference import dequantize, project, quantize
+from moeprof.placement import Budget
 from moeprof.plan import PlanRequest
 from moeprof.runtime import LoadedModel, load
 from moeprof.runtime.dense_ops import q8_row_products, q8_values
 from moeprof.runtime.q8_linear import DeviceQ8Linear, HostQ8Linear, packed_bytes, quantize_dense
 from moeprof.runtime.row_linear import MergeProducts
+from moeprof.runtime.vram import check_dense
 
 CPU = torch.device("cpu")
 PROMPT = [5, 17, 33, 60, 12, 44, 9, 300, 2, 1111, 70]
@@ -227,16 +229,28 @@ def test_from_plan_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert call(*given, "--dense-format", "q4_0") == 2
     assert "'q4_0' is not one of stored, q8_0" in capsys.readouterr().err
     assert call(*given, "--dense-format", "q8_0") == 0
-    assert any(
-        "--dense-format q8_0" in note for note in json.loads(Path(path).read_text())["notes"]
-    )
+    assert json.loads(Path(path).read_text())["dense_format"] == "q8_0"
     run = ["run", "-p", path, "--device", "cpu", "--prompt", "def", "--max-new-tokens", "3"]
     assert call(*run, "--dense-format", "q4_0") == 1
     assert "dense format 'q4_0': not supported" in capsys.readouterr().err
-    assert call(*run, "--dense-format", "q8_0", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["dense_format"] == "q8_0"
-    assert call(*run, "--dense-format", "q8_0") == 0
+    for chosen in ([], ["--dense-format", "q8_0"]):
+        assert call(*run, *chosen, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["dense_format"] == "q8_0"
+    assert call(*run, "--dense-format", "stored", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dense_format"] == "stored"
+    assert call(*run) == 0
     assert "linear layers" in capsys.readouterr().err
+    bench = ["bench", "-p", path, "--device", "cpu", "--rounds", "1", "--prompt-tokens", "4"]
+    assert call(*bench, "--decode-tokens", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dense_format"] == "q8_0"
+
+
+def test_unplanned_weights_outside_the_experts_must_fit_what_the_plan_leaves() -> None:
+    budget = Budget(1000, 300, 100, 50, 40, 510, 500, 256, 1)
+    check_dense(budget, 310)
+    with pytest.raises(CapacityError, match="take 311 B, the plan has 300 B") as caught:
+        check_dense(budget, 311)
+    assert "without --dense-format" in caught.value.hint
 
 
 def test_products_with_the_same_row_become_one_operation_of_their_own_kind() -> None:

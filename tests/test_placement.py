@@ -130,6 +130,20 @@ def test_the_published_schema_is_the_one_in_the_package() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
 
 
+def test_the_dense_format_is_written_where_it_is_not_the_models_own() -> None:
+    plain = make_placement()
+    assert "dense_format" not in json.loads(placement_text(plain))
+    assert parse_placement(placement_text(plain), "plan.json").dense_format == "stored"
+    quantised = dataclasses.replace(plain, dense_format="q8_0")
+    assert json.loads(placement_text(quantised))["dense_format"] == "q8_0"
+    assert parse_placement(placement_text(quantised), "plan.json") == quantised
+    explicit = make_document() | {"dense_format": "stored"}
+    assert parse_placement(json.dumps(explicit), "plan.json") == plain
+    unknown = make_document() | {"dense_format": "q4_0"}
+    with pytest.raises(PlacementError, match='dense_format: is "q4_0", expected one of stored'):
+        parse_placement(json.dumps(unknown), "plan.json")
+
+
 def test_the_schema_accepts_what_is_written() -> None:
     jsonschema.validate(make_document(), schema(), jsonschema.Draft202012Validator)
 

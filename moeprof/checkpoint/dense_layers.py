@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 from moeprof.checkpoint.modules import ExpertsModule, layer_index, takes_routing
 from moeprof.checkpoint.skeleton import text_config
 from moeprof.native.reference import BLOCK_BYTES, BLOCK_SIZE
+from moeprof.placement import DENSE_AS_STORED
 
-STORED = "stored"
-DENSE_FORMATS = (STORED, "q8_0")
+DENSE_FORMATS = (DENSE_AS_STORED, "q8_0")
 
 # Weights that are made float again at a time, to multiply many rows on a device.
 DEQUANTIZED_VALUES = 2**22

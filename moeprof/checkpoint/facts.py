@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from moeprof.checkpoint.dense_layers import (
-    STORED,
     dequantizing_bytes,
     quantizable_linears,
     quantized_bytes,
@@ -14,6 +13,7 @@ from moeprof.checkpoint.packed_shape import PackableExperts
 from moeprof.checkpoint.reader import Checkpoint, read_checkpoint
 from moeprof.checkpoint.skeleton import build_skeleton, load_config
 from moeprof.checkpoint.weights import element_type
+from moeprof.placement import DENSE_AS_STORED
 from moeprof.plan import ModelFacts, PlanRequest
 
 
@@ -44,7 +44,7 @@ def model_facts(model: str | Path, request: PlanRequest) -> ModelFacts:
 
 def _dense_in(checkpoint: Checkpoint, dense_format: str) -> tuple[int, int]:
     """Bytes that a format of linear layers saves, and those that it works in."""
-    if dense_format == STORED:
+    if dense_format == DENSE_AS_STORED:
         return 0, 0
     dtype = element_type(checkpoint.compute_dtype)
     skeleton = build_skeleton(load_config(checkpoint.path), dtype)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from moeprof.cli.options import DenseFormat, Force, Json, Seed, read_text, table_console
+from moeprof.cli.options import Force, Json, PlannedDenseFormat, Seed, read_text, table_console
 from moeprof.cli.progress import load_shown
 from moeprof.errors import CapacityError
 
@@ -41,7 +41,7 @@ def bench(
             "--format", help="Of the experts: q4_0, q8_0 or bf16. [default: the plan's, or bf16]"
         ),
     ] = None,
-    dense_format: DenseFormat = "stored",
+    dense_format: PlannedDenseFormat = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", "--cpu-threads", min=1, help="As in moeprof run."),

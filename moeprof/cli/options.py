@@ -34,6 +34,15 @@ DenseFormat = Annotated[
     ),
 ]
 
+PlannedDenseFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--dense-format",
+        help="Of linear layers outside the experts: q8_0, or stored for the model's own type. "
+        "[default: the plan's]",
+    ),
+]
+
 
 def check_format(weight_format: str | None) -> None:
     """Refuse what `--format` does not know."""

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from moeprof.cli.options import DenseFormat, Json, Seed, read_text
+from moeprof.cli.options import Json, PlannedDenseFormat, Seed, read_text
 from moeprof.cli.progress import load_shown
 from moeprof.errors import MoeprofError
 
@@ -59,7 +59,7 @@ def run(
             "[default: the plan's; if it leaves that open, bf16 for a bfloat16 model, else stored]",
         ),
     ] = None,
-    dense_format: DenseFormat = "stored",
+    dense_format: PlannedDenseFormat = None,
     threads: Annotated[
         int | None,
         typer.Option(

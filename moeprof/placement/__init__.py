@@ -11,6 +11,7 @@ from moeprof.placement.files import (
 )
 from moeprof.placement.manifest import (
     AS_STORED,
+    DENSE_AS_STORED,
     Baseline,
     Budget,
     Estimate,
@@ -29,6 +30,7 @@ from moeprof.placement.validation import schema
 
 __all__ = [
     "AS_STORED",
+    "DENSE_AS_STORED",
     "Baseline",
     "Budget",
     "Estimate",

@@ -5,6 +5,7 @@ import json
 from typing import Any, TypeVar
 
 from moeprof.placement.manifest import (
+    DENSE_AS_STORED,
     FORMAT,
     FORMAT_VERSION,
     Baseline,
@@ -30,6 +31,8 @@ def to_document(placement: Placement) -> dict[str, Any]:
     """The manifest as JSON values."""
     document = dataclasses.asdict(placement)
     document["layers"] = {str(layer.layer): _layer_entry(layer) for layer in placement.layers}
+    if placement.dense_format == DENSE_AS_STORED:
+        del document["dense_format"]  # as in files from before it had a name
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **document}
     # Tuples become lists here, as they will when the text is read back.
     values: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
@@ -58,6 +61,7 @@ def from_document(document: dict[str, Any]) -> Placement:
         solver=SolverRecord(**document["solver"]),
         verdict=Verdict(**document["verdict"]),
         notes=tuple(document["notes"]),
+        dense_format=document.get("dense_format", DENSE_AS_STORED),
     )
 
 

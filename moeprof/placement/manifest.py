@@ -11,6 +11,7 @@ from moeprof.placement.tier import Tier
 FORMAT = "moeprof-placement"
 FORMAT_VERSION = 1
 AS_STORED = "as_stored"
+DENSE_AS_STORED = "stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,8 @@ class Placement:
         solver: how it was found.
         verdict: whether it is worth its trouble.
         notes: sentences for the reader.
+        dense_format: of the linear layers outside the experts while running: `q8_0`, or `stored`
+            for the model's own type.
     """
 
     model: PlacedModel
@@ -235,6 +238,7 @@ class Placement:
     solver: SolverRecord
     verdict: Verdict
     notes: tuple[str, ...] = ()
+    dense_format: str = DENSE_AS_STORED
 
     @property
     def tier_of(self) -> NDArray[np.uint8]:

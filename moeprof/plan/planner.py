@@ -31,6 +31,7 @@ from moeprof.plan.request import ModelFacts, PlanRequest
 from moeprof.plan.routed import read_routed
 from moeprof.plan.verdict import verdict
 from moeprof.trace import PHASES, Trace
+from moeprof.trace.origin import UNSAID
 
 
 def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
@@ -88,7 +89,8 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
             seed=request.seed,
         ),
         verdict=verdict(problem.phase, solution.in_vram, own, baselines),
-        notes=(*_notes(trace, problem, clocks), *_notes_on_format(request)),
+        notes=tuple(_notes(trace, problem, clocks)),
+        dense_format=request.dense_format,
     )
 
 
@@ -204,18 +206,11 @@ def _notes(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:
         )
     if num_groups < num_documents:
         yield f"the documents are dealt to {num_groups} groups, which stand for documents"
+    if "phase" in trace.metadata.missing:
+        yield f"the trace does not say {UNSAID['phase']}"
     yield from _notes_on_speed(trace, problem, clocks)
     if not trace.metadata.complete:
         yield "the trace is not complete: moeprof trace --resume continues it"
-
-
-def _notes_on_format(request: PlanRequest) -> Iterator[str]:
-    chosen = request.dense_format
-    if chosen != "stored":
-        yield (
-            f"linear layers outside the experts are sized in {chosen}: run with --dense-format "
-            f"{chosen}"
-        )
 
 
 def _notes_on_speed(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:

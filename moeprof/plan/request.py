@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from moeprof.hardware import HardwareProfile
 from moeprof.model_shape import ModelShape
+from moeprof.placement import DENSE_AS_STORED
 
 PHASE_CHOICES = ("decode", "prefill", "all")
 
@@ -65,7 +66,7 @@ class PlanRequest:
     seed: int = 0
     hardware: HardwareProfile | None = None
     weight_format: str | None = None
-    dense_format: str = "stored"
+    dense_format: str = DENSE_AS_STORED
 
     def __post_init__(self) -> None:
         if self.phase is not None and self.phase not in PHASE_CHOICES:

@@ -1,7 +1,8 @@
-"""In which format a run keeps its experts."""
+"""In which formats a run keeps its weights."""
 
 import torch
 
+from moeprof.checkpoint.dense_layers import DENSE_FORMATS
 from moeprof.errors import PlacementError, UnsupportedModelError
 from moeprof.native.reference import BLOCK_BYTES
 from moeprof.placement.manifest import Placement
@@ -53,3 +54,22 @@ def choose_format(
         return requested
     wider = stored_dtype in ("float64", "float32", "float16")
     return STORED if wider or dtype != torch.bfloat16 else "bf16"
+
+
+def choose_dense_format(placement: Placement | None, requested: str | None) -> str:
+    """The format of the linear layers outside the experts: the one asked for, else the plan's.
+
+    Args:
+        placement: the plan; None where there is none.
+        requested: of `DENSE_FORMATS`, or None.
+
+    Raises:
+        UnsupportedModelError: no such format.
+    """
+    if requested is None:
+        return STORED if placement is None else placement.dense_format
+    if requested not in DENSE_FORMATS:
+        raise UnsupportedModelError(
+            f"dense format {requested!r}: not supported", f"use one of {', '.join(DENSE_FORMATS)}"
+        )
+    return requested

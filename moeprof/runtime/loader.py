@@ -13,7 +13,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.checkpoint.conversion import CheckpointMap, map_checkpoint
-from moeprof.checkpoint.dense_layers import DENSE_FORMATS
 from moeprof.checkpoint.device import resolve_device
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.skeleton import build_skeleton, load_config, text_config
@@ -22,7 +21,7 @@ from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import IMPLEMENTATION, attach
-from moeprof.runtime.formats import STORED, choose_format
+from moeprof.runtime.formats import STORED, choose_dense_format, choose_format
 from moeprof.runtime.kept_stores import KeptStore
 from moeprof.runtime.kernel_call import DTYPES
 from moeprof.runtime.meter import Meter
@@ -31,7 +30,7 @@ from moeprof.runtime.q8_linear import quantize_dense
 from moeprof.runtime.shells import load_without_experts
 from moeprof.runtime.split import ExpertsRequest, SplitExperts, make_experts
 from moeprof.runtime.stores import SlotTable
-from moeprof.runtime.vram import measure_vram
+from moeprof.runtime.vram import check_dense, measure_vram
 
 # What a load reports its progress on.
 DENSE, EXPERTS = "weights outside the experts", "experts"
@@ -46,7 +45,7 @@ class LoadOptions(TypedDict, total=False):
         weight_format: `q8_0`, `q4_0`, `bf16`, or `stored` for torch's own arithmetic in `dtype`;
             None for the placement's, see `choose_format`.
         dense_format: of the linear layers outside the experts, `q8_0`, or `stored` for `dtype`;
-            which ones, see `quantizable_linears`.
+            None for the placement's. Which ones: see `quantizable_linears`.
         num_threads: threads that compute experts in host memory, at most one per processor of this
             process; None for one per physical core.
         within_budget: whether to refuse a model that overruns the VRAM of its plan; True unless
@@ -62,7 +61,7 @@ class LoadOptions(TypedDict, total=False):
     device: str
     dtype: str
     weight_format: str | None
-    dense_format: str
+    dense_format: str | None
     num_threads: int | None
     within_budget: bool
     movable: bool
@@ -92,7 +91,10 @@ def load(
     """
     checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
     placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
-    before = _allocated(resolve_device(options.get("device", "auto")))
+    device = resolve_device(options.get("device", "auto"))
+    before = _allocated(device)
+    if device.type == "cuda" and options.get("within_budget", True):
+        _check_dense(placement, checkpoint, options)
     split = _load(checkpoint, placement.tier_of, placement, options)
     tensors = sum(1 for _ in split.model.parameters()) + sum(1 for _ in split.model.buffers())
     slots = int((placement.tier_of == Tier.VRAM).sum())
@@ -101,6 +103,12 @@ def load(
         vram = measure_vram(placement.budget, split.device, before, tensors + slots)
     facts = {field.name: getattr(split, field.name) for field in fields(split)}
     return LoadedModel(**facts, placement=placement, vram=vram)
+
+
+def _check_dense(placement: Placement, checkpoint: Checkpoint, options: LoadOptions) -> None:
+    chosen = choose_dense_format(placement, options.get("dense_format"))
+    if chosen == STORED != placement.dense_format:
+        check_dense(placement.budget, checkpoint.dense_loaded_bytes)
 
 
 def _allocated(device: torch.device) -> int:
@@ -137,7 +145,7 @@ def _load(
     weight_format = choose_format(
         placement, options.get("weight_format"), checkpoint.shape.dtype, element
     )
-    dense_format = _dense_format(options.get("dense_format", STORED))
+    dense_format = choose_dense_format(placement, options.get("dense_format"))
     skeleton = build_skeleton(config, element)
     modules = find_moe_layers(skeleton)
     table = SlotTable.from_tiers(tier_of)
@@ -181,14 +189,6 @@ def _read(placement: Placement, model: str | Path | None) -> Checkpoint:
             raise
         hint = "name the model that the placement is for with --model"
         raise UnsupportedModelError(f"placement: its model is not there: {error}", hint) from error
-
-
-def _dense_format(name: str) -> str:
-    if name not in DENSE_FORMATS:
-        raise UnsupportedModelError(
-            f"dense format {name!r}: not supported", f"use one of {', '.join(DENSE_FORMATS)}"
-        )
-    return name
 
 
 def _element_type(dtype: str, config: PretrainedConfig) -> torch.dtype:

@@ -70,6 +70,26 @@ def compare_vram(
     return report
 
 
+def check_dense(budget: Budget, dense_bytes: int) -> None:
+    """Refuse weights outside the experts that overrun a plan, before any is loaded.
+
+    Args:
+        budget: of the plan.
+        dense_bytes: of those weights as they are asked for.
+
+    Raises:
+        CapacityError: what the plan leaves free is less than they take beyond it.
+    """
+    more = dense_bytes - budget.dense_bytes
+    spare = budget.experts_available_bytes - budget.experts_used_bytes
+    if more > spare:
+        raise CapacityError(
+            f"vram: weights outside the experts take {format_size(dense_bytes)}, the plan has "
+            f"{format_size(budget.dense_bytes)} for them and {format_size(spare)} to spare",
+            "run without --dense-format, as planned, or plan again with --dense-format stored",
+        )
+
+
 def measure_vram(
     budget: Budget, device: torch.device, before_bytes: int, num_allocations: int
 ) -> VramReport | None:
