@@ -140,12 +140,19 @@ def test_a_trace_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "plan.json").exists()
 
 
-def test_the_device_context_of_a_hardware_profile_is_used(run: Run, tmp_path: Path) -> None:
+def write_profile(path: Path, has_batches: bool = False) -> Path:
+    """A profile for experts in float32; without times of batches prompts are not priced."""
     profile = json.loads(make_hardware().to_json())
     for tier in profile["tiers"].values():
         tier["expert_time"]["float32"] = tier["expert_time"].pop("bfloat16")
-    path = tmp_path / "desk.json"
+        if has_batches:
+            tier["expert_batch_time"] = tier["expert_time"]
     path.write_text(json.dumps(profile), encoding="utf-8")
+    return path
+
+
+def test_the_device_context_of_a_hardware_profile_is_used(run: Run, tmp_path: Path) -> None:
+    path = write_profile(tmp_path / "desk.json")
     output = tmp_path / "plan.json"
     code, out, err = run(10**6, "-o", output, "--hardware", path)
     assert code == 0
@@ -154,6 +161,22 @@ def test_the_device_context_of_a_hardware_profile_is_used(run: Run, tmp_path: Pa
     assert placement.budget.device_context_bytes == 100
     assert placement.hardware is not None
     assert "tokens/s" in out
+    assert placement.predicted.prefill is not None
+    assert placement.predicted.prefill.tokens_per_s is None
+    assert placement.predicted.prefill.prompt_tokens is None
+
+
+def test_a_speed_of_prompts_says_their_length(run: Run, tmp_path: Path) -> None:
+    path = write_profile(tmp_path / "desk.json", has_batches=True)
+    output = tmp_path / "plan.json"
+    assert run(10**6, "-o", output, "--hardware", path)[0] == 0
+    placement = read_placement(output)
+    for prediction in (placement.predicted, *(one.predicted for one in placement.baselines)):
+        prefill, decode = prediction.prefill, prediction.decode
+        assert prefill is not None and decode is not None
+        assert prefill.tokens_per_s is not None
+        # five of the ten tokens of each document are its prompt
+        assert (prefill.prompt_tokens, decode.prompt_tokens) == (5.0, None)
 
 
 @pytest.mark.parametrize("options", [["--phase", "both"], ["--folds", "1"], ["--batch", "0"]])

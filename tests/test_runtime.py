@@ -1,3 +1,5 @@
+import io
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from architectures import ALL_TYPES, installed
 from architectures import tiny_model as tiny_model_of
 from builders import make_capture
 from placing import make_placement, make_tiers
+from rich.console import Console
 from tiny import make_tokenizer, save_model
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +20,7 @@ from moeprof.checkpoint import Checkpoint, read_checkpoint
 from moeprof.checkpoint.kv_cache import cache_name, cache_of
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.skeleton import auto_class, load_config
+from moeprof.cli.run_tables import print_report
 from moeprof.errors import (
     CapacityError,
     MoeprofError,
@@ -24,6 +28,7 @@ from moeprof.errors import (
     TraceError,
     UnsupportedModelError,
 )
+from moeprof.placement.manifest import Estimate, PhasePrediction, Prediction
 from moeprof.placement.tier import Tier
 from moeprof.runtime import LoadedModel, Sampling, Session, load, replay, run, select_documents
 from moeprof.runtime.meter import Meter
@@ -307,6 +312,30 @@ def test_report_divides_bytes_by_tokens_and_hits_by_assignments(loaded: LoadedMo
     assert sum(decode.hits.values()) == decode.assignments == 8
     assert list(report.phases) == ["decode"]
     assert report.to_document()["phases"]["decode"]["tokens_per_s"] is None
+
+
+def test_a_predicted_speed_of_prompts_stands_beside_the_length_of_both(
+    checkpoint: Checkpoint,
+) -> None:
+    phase = PhasePrediction(8, 4, 0.5, None, None, None, Estimate(9.0, None, None), 192.0)
+    placement = make_placement(checkpoint, predicted=Prediction(phase, None))
+    session = Session(load(placement, checkpoint, device="cpu"))
+    for prompt in ("five.", "fourteen chars"):
+        session.generate(prompt, Sampling(max_new_tokens=2))
+    report = session.report()
+    prefill, decode = report.phases["prefill"], report.phases["decode"]
+    # a token for each character
+    assert (prefill.prompt_tokens, prefill.predicted_prompt_tokens) == ((5 + 14) / 2, 192.0)
+    assert math.isnan(decode.prompt_tokens) and decode.predicted_prompt_tokens is None
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_report(report, console)
+    rows = {
+        line.split("│")[1].strip(): line
+        for line in console.export_text().splitlines()[4:]
+        if line.startswith("│")
+    }
+    assert rows["tokens of a prompt m"].split()[-4] == "9.5"
+    assert rows["tokens of a prompt p"].split()[-4] == "192.0"
 
 
 # Generation

@@ -67,6 +67,8 @@ def _phases(report: RunReport) -> Table:
     found = list(report.phases.values())
     rows = {
         "tokens": [f"{phase.tokens}" for phase in found],
+        "tokens of a prompt m": [_number(phase.prompt_tokens) for phase in found],
+        "tokens of a prompt p": [_number(phase.predicted_prompt_tokens) for phase in found],
         "tokens/s m": [_number(phase.tokens_per_s) for phase in found],
         "tokens/s p": [_estimate(phase.predicted_tokens_per_s, _number) for phase in found],
         "vram hit rate m": [_percent(phase.hit_rate) for phase in found],
@@ -159,8 +161,8 @@ def _estimate(estimate: Estimate | None, text: Callable[[float], str]) -> str:
     return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.1f}"
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:,.1f}"
 
 
 def _percent(value: float | None) -> str:

@@ -34,6 +34,10 @@ def to_document(placement: Placement) -> dict[str, Any]:
     if placement.dense_format == DENSE_AS_STORED:
         del document["dense_format"]  # as in files from before it had a name
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **document}
+    for predicted in (document["predicted"], *(one["predicted"] for one in document["baselines"])):
+        for phase in filter(None, predicted.values()):
+            if phase["prompt_tokens"] is None:
+                del phase["prompt_tokens"]
     # Tuples become lists here, as they will when the text is read back.
     values: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
     return values

@@ -134,6 +134,8 @@ class PhasePrediction:
         hit_rate: share of assignments expected to find their expert in VRAM on new text, cache
             slots included; equal to `coverage` while there are none.
         tokens_per_s: of one sequence; None without a hardware profile.
+        prompt_tokens: mean length of the prompts that `tokens_per_s` of prefill is for; None where
+            that is unknown, and for decode.
     """
 
     assignments: int
@@ -143,6 +145,7 @@ class PhasePrediction:
     uniform_floor: float | None
     hit_rate: Estimate | None
     tokens_per_s: Estimate | None
+    prompt_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """From a trace, a model and a budget to a placement."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from moeprof.plan.evaluation import speed
 from moeprof.plan.played import Clocks, clocks_of, play_sets
 from moeprof.plan.problem import Candidate, Problem, candidates, make_problem
 from moeprof.plan.request import ModelFacts, PlanRequest
-from moeprof.plan.routed import read_routed
+from moeprof.plan.routed import PREFILL, read_routed
 from moeprof.plan.verdict import verdict
 from moeprof.trace import PHASES, Trace
 from moeprof.trace.origin import UNSAID
@@ -64,8 +64,10 @@ def plan(trace: Trace, model: ModelFacts, request: PlanRequest) -> Placement:
         request.weight_format or model.shape.dtype,
         model.expert_bytes,
     )
-    speeds = _speeds(trace, clocks, ways)
-    own, *others = [_prediction(way, speed) for way, speed in zip(ways, speeds, strict=True)]
+    own, *others = [
+        _prediction(way, speeds)
+        for way, speeds in zip(ways, _speeds(trace, clocks, ways), strict=True)
+    ]
     baselines = tuple(
         Baseline(rule.name, rule.description, way.vram_bytes(), predicted)
         for rule, way, predicted in zip(BASELINES, ways[1:], others, strict=True)
@@ -111,41 +113,51 @@ def check_same_model(trace: Trace, model: ModelFacts) -> None:
         )
 
 
-def _speeds(
-    trace: Trace, clocks: Clocks, ways: Sequence[Candidate]
-) -> list[dict[str, Estimate | None]]:
-    """Tokens per second of each candidate in each phase; None where nothing can price them."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Speeds:
+    """Tokens per second of each phase, and of prompts of which mean length; None if unknown."""
+
+    prefill: Estimate | None = None
+    decode: Estimate | None = None
+    prompt_tokens: float | None = None
+
+
+def _speeds(trace: Trace, clocks: Clocks, ways: Sequence[Candidate]) -> list[_Speeds]:
+    """Of each candidate; unknown where nothing can price them."""
     problem = ways[0].problem
     priced = {"prefill": clocks.prefill is not None, "decode": clocks.decode is not None}
     wanted = [phase for phase in PHASES if priced[phase] and problem.has(phase)]
     known = not {"rows", "order", "phase"} & set(trace.metadata.missing)
     if not wanted or not problem.split.num_folds or not known:
-        return [dict.fromkeys(PHASES) for _ in ways]
+        return [_Speeds() for _ in ways]
     routed = read_routed(trace, problem.counts)
     split = problem.split
+    prompt_tokens = None
+    if "prefill" in wanted:
+        prompt_tokens = round(float(routed.tokens[PREFILL].sum() / routed.prompts.sum()), 1)
     found = []
     for way in ways:
         played = play_sets(routed, way.held_out(), split.fold, clocks)
-        speeds: dict[str, Estimate | None] = dict.fromkeys(PHASES)
-        for phase in wanted:
-            index = PHASES.index(phase)
-            speeds[phase] = speed(routed.tokens[index], played.seconds[index], split)
-        found.append(speeds)
+        of_phase = {
+            phase: speed(routed.tokens[index], played.seconds[index], split)
+            for index, phase in enumerate(PHASES)
+            if phase in wanted
+        }
+        found.append(_Speeds(**of_phase, prompt_tokens=prompt_tokens))
     return found
 
 
-def _prediction(way: Candidate, speeds: Mapping[str, Estimate | None]) -> Prediction:
+def _prediction(way: Candidate, speeds: _Speeds) -> Prediction:
     coverage = way.coverage()
-    return Prediction(
-        *(_phase_prediction(way, phase, coverage[phase], speeds[phase]) for phase in PHASES)
-    )
+    return Prediction(*(_phase_prediction(way, phase, coverage[phase], speeds) for phase in PHASES))
 
 
 def _phase_prediction(
-    way: Candidate, phase: str, coverage: Estimate | None, tokens_per_s: Estimate | None
+    way: Candidate, phase: str, coverage: Estimate | None, speeds: _Speeds
 ) -> PhasePrediction | None:
     if not way.problem.has(phase):
         return None
+    is_prefill = phase == PHASES[PREFILL]
     counts = way.problem.counts.counts[:, PHASES.index(phase)].sum(axis=0)
     assignments, hits = int(counts.sum()), int(counts[way.final()].sum())
     return PhasePrediction(
@@ -155,7 +167,8 @@ def _phase_prediction(
         coverage=coverage,
         uniform_floor=_uniform_floor(way.problem, counts) if way.rule is None else None,
         hit_rate=coverage,
-        tokens_per_s=tokens_per_s,
+        tokens_per_s=speeds.prefill if is_prefill else speeds.decode,
+        prompt_tokens=speeds.prompt_tokens if is_prefill else None,
     )
 
 

@@ -27,6 +27,7 @@ class PhaseReport:
 
     Attributes:
         tokens: tokens fed.
+        prompt_tokens: of a prompt, on average; NaN for decode.
         seconds: spent in forwards of this phase, sampling included.
         tokens_per_s: NaN where nothing was fed.
         assignments: assignments of all layers.
@@ -36,9 +37,12 @@ class PhaseReport:
         predicted_hit_rate: on new text, by the placement; None where it has none.
         predicted_coverage: in-sample, of the trace the placement was made from.
         predicted_tokens_per_s: None without a hardware profile.
+        predicted_prompt_tokens: mean length of the prompts that this is for; None for decode, and
+            where the placement does not say.
     """
 
     tokens: int
+    prompt_tokens: float
     seconds: float
     tokens_per_s: float
     assignments: int
@@ -48,6 +52,7 @@ class PhaseReport:
     predicted_hit_rate: Estimate | None
     predicted_coverage: float | None
     predicted_tokens_per_s: Estimate | None
+    predicted_prompt_tokens: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +228,7 @@ def _phase(loaded: LoadedModel, index: int, seconds: float) -> PhaseReport:
     predicted = loaded.placement.predicted.phase(PHASES[index])
     return PhaseReport(
         tokens=tokens,
+        prompt_tokens=math.nan if index else tokens / int(meter.forwards[index]),
         seconds=seconds,
         tokens_per_s=tokens / seconds if seconds else math.nan,
         assignments=assignments,
@@ -234,4 +240,5 @@ def _phase(loaded: LoadedModel, index: int, seconds: float) -> PhaseReport:
         predicted_hit_rate=None if predicted is None else predicted.hit_rate,
         predicted_coverage=None if predicted is None else predicted.in_sample_coverage,
         predicted_tokens_per_s=None if predicted is None else predicted.tokens_per_s,
+        predicted_prompt_tokens=None if predicted is None else predicted.prompt_tokens,
     )
