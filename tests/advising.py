@@ -12,7 +12,13 @@ from synthetic import Routing, make_trace
 from moeprof.hardware import HardwareProfile, LinkProfile, TierProfile, Time
 from moeprof.model_shape import ModelShape
 from moeprof.plan import Advice, AdviceRequest, PlanRequest, advise
-from moeprof.trace import Trace
+from moeprof.plan.evaluation import split_documents
+from moeprof.plan.played import clocks_of
+from moeprof.plan.routed import read_sample
+from moeprof.plan.trials import Situation
+from moeprof.trace import Trace, open_trace
+from moeprof.trace.counts_only import write_counts
+from moeprof.trace.origin import Origin
 
 # Beside the experts, a model of make_shape() needs this many bytes where no checkpoint is named.
 DENSE = 5000
@@ -68,6 +74,33 @@ def make_routed(
     if isinstance(routing, dict):
         given["domains"] = tuple(routing)
     return make_trace(path / "routed", routing, **given)
+
+
+def situation_of(trace: Trace, seed: int = 0, priced: bool = True) -> Situation:
+    """What `trials` of a trace are tried on: three folds, no policies."""
+    machine = make_machine() if priced else None
+    sample = read_sample(trace)
+    counts = sample.counts
+    return Situation(
+        shape=trace.shape,
+        expert_bytes=np.asarray(trace.shape.expert_bytes, np.int64),
+        counts=counts,
+        split=split_documents(counts.group_domain, np.ones(len(counts.counts), bool), 3, seed),
+        routed=sample.routed,
+        clocks=clocks_of(machine, trace.shape, "bfloat16", trace.shape.expert_bytes),
+        policies=[],
+        ram_bytes=float("inf"),
+        seed=seed,
+    )
+
+
+def counts_of(trace: Trace, path: Path, also: tuple[str, ...] = ()) -> Trace:
+    """The counts of a trace, as if imported without rows, order and what `also` names."""
+    path.mkdir(parents=True)
+    origin = Origin("imatrix", ("x.gguf",), ("rows", "order", *also), "")
+    metadata = dataclasses.replace(trace.metadata, origin=origin, parts=())
+    write_counts(path, metadata, trace.tally())
+    return open_trace(path)
 
 
 def strictly_below(value: np.ndarray) -> bool:

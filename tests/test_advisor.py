@@ -5,7 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from advising import DENSE, SHAPE, advise_on, make_machine, make_routed, without_batches
+from advising import (
+    DENSE,
+    SHAPE,
+    advise_on,
+    counts_of,
+    make_machine,
+    make_routed,
+    situation_of,
+    without_batches,
+)
 from builders import make_shape
 from builders import make_trace as make_block_trace
 from planning import make_facts
@@ -16,20 +25,11 @@ from moeprof.errors import CapacityError, MoeprofError, PlacementError
 from moeprof.plan import Advice, AdviceRequest, PlanRequest, advise
 from moeprof.plan import advice as words
 from moeprof.plan.advice import StrategyOutcome
-from moeprof.plan.evaluated import Evaluated
-from moeprof.plan.evaluation import split_documents
-from moeprof.plan.judgement import judge
 from moeprof.plan.oracle import oracle_trial
-from moeprof.plan.played import clocks_of
 from moeprof.plan.routed import DECODE, PREFILL, read_sample
 from moeprof.plan.sweep import sweep_budgets
-from moeprof.plan.trials import Situation, fixed_trials
 from moeprof.plan.warm_replay import Part, hottest_last, replay_warm
 from moeprof.policies import parse_policy
-from moeprof.trace import Trace
-from moeprof.trace.counts_only import write_counts
-from moeprof.trace.origin import Origin
-from moeprof.trace.reader import open_trace
 
 ZIPF = Routing(exponent=1.2, spread=0.5)
 STICKY = Routing(keep=0.8, spread=0.3)
@@ -44,22 +44,6 @@ def speeds(advice: Advice | tuple[StrategyOutcome, ...]) -> dict[str, float]:
         assert one.decode.tokens_per_s is not None
         found[one.name] = one.decode.tokens_per_s.value
     return found
-
-
-def situation_of(trace: Trace, seed: int = 0) -> Situation:
-    sample = read_sample(trace)
-    counts = sample.counts
-    return Situation(
-        shape=trace.shape,
-        expert_bytes=np.asarray(trace.shape.expert_bytes, np.int64),
-        counts=counts,
-        split=split_documents(counts.group_domain, np.ones(len(counts.counts), bool), 3, seed),
-        routed=sample.routed,
-        clocks=clocks_of(make_machine(), trace.shape, "bfloat16", trace.shape.expert_bytes),
-        policies=[],
-        ram_bytes=float("inf"),
-        seed=seed,
-    )
 
 
 class TestOracle:
@@ -169,11 +153,8 @@ class TestWithoutDocuments:
 
     def test_counts_alone_give_hits_and_times_of_what_does_not_move(self, tmp_path: Path) -> None:
         trace = make_routed(tmp_path, ZIPF)
-        (tmp_path / "counts").mkdir()
-        origin = Origin("imatrix", ("x.gguf",), ("rows", "order"), "")
-        metadata = dataclasses.replace(trace.metadata, origin=origin, parts=())
-        write_counts(tmp_path / "counts", metadata, trace.tally())
-        counted = advise_on(open_trace(tmp_path / "counts"), 24, make_machine(False))
+        counts = counts_of(trace, tmp_path / "counts")
+        counted = advise_on(counts, 24, make_machine(False))
         full = advise_on(trace, 24, make_machine(False))
         assert [one.name for one in counted.strategies] == [
             words.ALL_RAM, words.WHOLE_LAYERS, words.ANY_EXPERTS, words.HOT_SET,
@@ -181,7 +162,10 @@ class TestWithoutDocuments:
         for one in counted.strategies:
             assert speeds(counted)[one.name] == pytest.approx(speeds(full)[one.name], rel=1e-5)
         assert counted.finding.answer == words.PIN_IT
-        assert any(line.startswith("caches and the oracle: ") for line in counted.missing)
+        assert any(
+            line.startswith("caches, the oracle and a closer workload: ")
+            for line in counted.missing
+        )
 
     def test_one_document_of_counts_can_only_say_that_there_is_no_skew(
         self, tmp_path: Path
@@ -189,13 +173,34 @@ class TestWithoutDocuments:
         answers = {}
         for name, routing in {"even": Routing(), "skewed": ZIPF}.items():
             trace = make_routed(tmp_path / name, routing, documents=1, tokens=(0, 3000))
-            (tmp_path / name / "counts").mkdir()
-            origin = Origin("imatrix", ("x.gguf",), ("rows", "order"), "")
-            metadata = dataclasses.replace(trace.metadata, origin=origin, parts=())
-            write_counts(tmp_path / name / "counts", metadata, trace.tally())
-            counted = advise_on(open_trace(tmp_path / name / "counts"), 24, make_machine(False))
+            counted = advise_on(
+                counts_of(trace, tmp_path / name / "counts"), 24, make_machine(False)
+            )
             answers[name] = counted.finding.answer
         assert answers == {"even": words.DO_NOT_BOTHER, "skewed": words.CANNOT_TELL}
+
+
+class TestFewDocuments:
+    def test_a_phase_of_one_document_has_figures_without_intervals(self, tmp_path: Path) -> None:
+        """The only document's replies are cut into pieces; its prompt is one."""
+        trace = make_routed(tmp_path, ZIPF, documents=1, tokens=(40, 400))
+        found = advise_on(trace, 24, make_machine())
+        for one in found.strategies:
+            for phase, is_known in (("prefill", False), ("decode", True)):
+                outcome = one.phase(phase)
+                assert outcome is not None
+                for figure in (outcome.hit_rate, outcome.tokens_per_s):
+                    assert figure is not None
+                    assert (figure.low is not None) == is_known
+
+    def test_one_token_is_said_to_tell_nothing(self, tmp_path: Path) -> None:
+        found = advise_on(make_routed(tmp_path, ZIPF, documents=1, tokens=(0, 1)), 24)
+        assert found.finding.answer == words.CANNOT_TELL
+        assert found.rests_on[0].startswith("1 reply token of 1 document in 1 domain of routed;")
+        assert "documents: there is one token to go by, which tells nothing of others" in (
+            found.missing
+        )
+        assert any("is chosen on the text that it is scored on" in line for line in found.rests_on)
 
 
 class TestFacts:
@@ -274,37 +279,20 @@ class TestFacts:
         with pytest.raises(MoeprofError, match="there is no policy 'mru'"):
             advise_on(make_routed(tmp_path, ZIPF), 24, policies=("mru",))
 
-    def test_a_policy_that_knows_the_future_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(MoeprofError, match="policy belady: belady knows the future"):
-            advise_on(make_routed(tmp_path, ZIPF), 24, policies=("belady",))
-
-
-class TestJudge:
     @pytest.mark.parametrize(
-        ("hot_set", "cache", "both", "answer"),
+        ("policy", "message"),
         [
-            (0.8, 0.76, 0.74, words.PIN_IT),  # 5 % and 8 % faster than pinning
-            (0.8, 0.7, 0.66, words.CACHE_IT),  # 14 % faster; 6 % more with pins
-            (0.8, 0.7, 0.6, words.BOTH),  # 17 % more
-            (0.95, 0.8, 0.75, words.CACHE_IT),  # pinning gains 5 %, which is not told from none
-            (0.95, 0.95, 0.85, words.BOTH),
-            (0.95, 0.93, 0.92, words.DO_NOT_BOTHER),
+            ("belady", "policy belady: belady knows the future"),
+            ("static", "policy static: keeps what it begins with, which is no cache"),
         ],
     )
-    def test_what_takes_more_effort_has_to_be_clearly_faster_than_what_takes_less(
-        self, tmp_path: Path, hot_set: float, cache: float, both: float, answer: str
-    ) -> None:
-        situation = situation_of(make_routed(tmp_path, ZIPF))
-        trials = {one.name: one for one in fixed_trials(situation, 24_000)}
-        base = trials[words.WHOLE_LAYERS]
-        trials[words.ANY_EXPERTS] = dataclasses.replace(base, name=words.ANY_EXPERTS)
-        factors = {words.HOT_SET: hot_set, words.CACHE: cache, words.HOT_SET_AND_CACHE: both}
-        for name, factor in factors.items():
-            played = dataclasses.replace(base.played, seconds=factor * base.played.seconds)
-            trials[name] = dataclasses.replace(base, name=name, policy="lru", played=played)
-        found = judge(Evaluated(situation, 24_000, trials))
-        assert found.answer == answer
-        assert found.lost_above is None
+    def test_what_is_no_cache_is_refused(self, tmp_path: Path, policy: str, message: str) -> None:
+        with pytest.raises(MoeprofError, match=message):
+            advise_on(make_routed(tmp_path, ZIPF), 24, policies=(policy,))
+
+    def test_a_policy_that_is_named_twice_is_one(self, tmp_path: Path) -> None:
+        found = advise_on(make_routed(tmp_path, ZIPF), 24, policies=("lru", "lru:scope=global"))
+        assert any(line.startswith("the cache begins with") for line in found.rests_on)
 
 
 class TestBreakEven:

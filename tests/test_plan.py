@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from advising import counts_of
 from builders import make_block, make_shape, make_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -424,6 +425,27 @@ class TestPlan:
         assert placement.predicted.decode is not None
         assert placement.predicted.decode.coverage is None
         write_placement(placement, tmp_path / "plan.json")
+
+    def test_two_documents_give_a_plan_that_cannot_tell(self, tmp_path: Path) -> None:
+        """Each is scored by the other's set, but every resample leaves one of them out."""
+        trace = make_skewed(tmp_path, num_documents=2)
+        placement = plan(trace, make_facts(trace.shape), PlanRequest(FIXED + 6000))
+        assert placement.solver.folds == 2
+        assert placement.verdict.worthwhile is None
+        assert placement.predicted.decode is not None
+        assert placement.predicted.decode.coverage is not None
+        assert placement.predicted.decode.coverage.low is None
+        write_placement(placement, tmp_path / "plan.json")
+
+    def test_a_trace_that_does_not_say_its_phase_is_planned_for_with_a_note(
+        self, tmp_path: Path
+    ) -> None:
+        trace = make_skewed(tmp_path)
+        for also in ((), ("phase",)):
+            counts = counts_of(trace, tmp_path / "counts" / str(len(also)), also)
+            placement = plan(counts, make_facts(trace.shape), PlanRequest(FIXED + 6000))
+            note = "the trace does not say whether its tokens were prefill or decode, all stand"
+            assert any(one.startswith(note) for one in placement.notes) == bool(also)
 
     @pytest.mark.parametrize(("num_experts", "reason"), [(24, "every expert fits"), (0, "no exp")])
     def test_everything_and_nothing_are_not_worth_a_plan(

@@ -60,6 +60,16 @@ def test_intervals_are_over_documents(tmp_path):
     assert widths[1] > 0
 
 
+def test_a_phase_of_one_document_has_no_intervals_and_it_is_said(tmp_path):
+    """Three prompts, but a reply to the first only."""
+    prompts = [[("p", [[n], [0]])] for n in (1, 2, 3)]
+    prompts[0] += decoded(1, 1)
+    found = simulate(make_routed(tmp_path / "t", SHAPE, {"a": prompts}), request("lru"))
+    known = {row["phase"]: not np.isnan(row["hit_rate_low"]) for _, row in found.rows.iterrows()}
+    assert known == {"prefill": True, "decode": False}
+    assert any(note.startswith("no intervals in decode:") for note in found.notes)
+
+
 def test_a_cache_smaller_than_a_token_falls_off_the_cliff_and_it_is_said_where(tmp_path):
     shape = make_shape(moe_layers=(0, 1), num_experts=8, top_k=2, expert_bytes=1000)
     token = ("d", [[1, 2], [3, 4]])

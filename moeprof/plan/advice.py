@@ -85,12 +85,14 @@ class Finding:
         strategy: name of the strategy it recommends; None where it recommends none.
         sentence: the verdict in one sentence, figures included.
         would_change: what would make it another one, a sentence each.
+        in_vain: what was tried for another one and gives none, a sentence each.
     """
 
     answer: str
     strategy: str | None
     sentence: str
     would_change: tuple[str, ...]
+    in_vain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class DomainSets:
         gain: tokens/s with a set per domain over those with one set for all, less 1; hit rates
             instead of tokens/s where nothing prices them.
         by_domain: the same for each domain.
-        over_whole_layers: the same over the best whole-layer split.
+        over_untraced: the same over the best of what needs no trace.
         pays: whether the gain is beyond doubt and large enough to matter.
         switch_bytes: bytes copied when the domain changes, the mean over pairs of domains.
         switch_tokens: tokens after which such a switch has paid for its copies; None where it never
@@ -128,7 +130,7 @@ class DomainSets:
 
     gain: Estimate
     by_domain: Mapping[str, Estimate]
-    over_whole_layers: Estimate
+    over_untraced: Estimate
     pays: bool
     switch_bytes: int
     switch_tokens: float | None

@@ -39,12 +39,19 @@ def rests_on(
         )
     if profile is not None and evaluated.is_priced(PREFILL) and profile.dense_batch_time is None:
         yield "outside the experts a prompt takes the time of one token: its reading of weights"
-    tried = [trial for trial in evaluated.trials.values() if trial.policy is not None]
-    if tried:
-        yield (
-            f"the best of {len(request.policies)} caches is chosen on other documents than it is "
-            "scored on, begins with the hot set, and goes on from document to document as traced"
-        )
+    if any(trial.policy is not None for trial in evaluated.trials.values()):
+        yield _caches(evaluated)
+
+
+def _caches(evaluated: Evaluated) -> str:
+    situation = evaluated.situation
+    if len(situation.policies) == 1:
+        words = "the cache"
+    else:
+        words = f"the best of {len(situation.policies)} caches is chosen on "
+        other = "other documents than it is scored on,"
+        words += other if situation.split.num_folds else "the text that it is scored on,"
+    return f"{words} begins with the hot set, and goes on from document to document as traced"
 
 
 def missing(
@@ -90,14 +97,18 @@ def _missing_of_machine(evaluated: Evaluated, profile: HardwareProfile | None) -
 def _missing_of_trace(trace: Trace, sample: Sample) -> Iterator[str]:
     if sample.stands_in:
         yield "replies: the trace has prompts alone, which stand in for them; use --generate"
-    if sample.pieces:
+    if "phase" in trace.metadata.missing:
+        yield f"what of it are replies: the trace does not say {UNSAID['phase']}"
+    if sample.pieces == 1:
+        yield "documents: there is one token to go by, which tells nothing of others"
+    elif sample.pieces:
         yield (
             f"documents: the only one is cut into {sample.pieces} pieces that stand for several, "
             "so that all of this holds for more of the same text only"
         )
     if sample.routed is None:
         word = "rows" if "rows" in trace.metadata.missing else "order"
-        yield f"caches and the oracle: the trace does not say {UNSAID[word]}"
+        yield (f"caches, the oracle and a closer workload: the trace does not say {UNSAID[word]}")
     if not trace.metadata.complete:
         yield "the rest of the trace: moeprof trace --resume continues it"
 
@@ -106,8 +117,9 @@ def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
     situation = evaluated.situation
     tokens = round(float(situation.tokens(DECODE).sum()))
     documents = sum(domain.documents for domain in trace.metadata.domains)
+    kind = "prompt token" if sample.stands_in else "reply token"
     text = (
-        f"{tokens:,} {'prompt' if sample.stands_in else 'reply'} tokens of "
+        f"{_counted(tokens, 'token' if 'phase' in trace.metadata.missing else kind)} of "
         f"{_counted(documents, 'document')} in {_counted(len(trace.domains), 'domain')} of "
         f"{trace.name}"
     )

@@ -60,6 +60,7 @@ def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> ad
     judgement = judge(evaluated)
     profile = request.plan.hardware
     sets = domain_sets(evaluated)
+    tried = list(would_change(evaluated, judgement, budget, sets))
     bothers = judgement.answer in (advice.PIN_IT, advice.CACHE_IT, advice.BOTH)
     recommended = judgement.trial.name if bothers and judgement.trial is not None else None
     return advice.Advice(
@@ -77,7 +78,8 @@ def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> ad
             answer=judgement.answer,
             strategy=recommended,
             sentence=judgement.sentence,
-            would_change=tuple(would_change(evaluated, judgement, budget, sets)),
+            would_change=tuple(words for changes, words in tried if changes),
+            in_vain=tuple(words for changes, words in tried if not changes),
         ),
         break_even=break_even(evaluated, recommended),
         domain_sets=sets,
@@ -127,7 +129,7 @@ def _situation(sample: Sample, facts: ModelFacts, request: AdviceRequest) -> Sit
         split=split_documents(counts.group_domain, has_tokens, plan.folds, plan.seed),
         routed=sample.routed,
         clocks=clocks_of(plan.hardware, facts.shape, weight_format, facts.expert_bytes),
-        policies=[_cache_policy(text) for text in request.policies],
+        policies=list(dict.fromkeys(map(_cache_policy, request.policies))),
         ram_bytes=_ram_bytes(plan.hardware),
         seed=plan.seed,
     )
@@ -139,6 +141,11 @@ def _cache_policy(text: str) -> Policy:
         raise MoeprofError(
             f"policy {text}: {policy.order} knows the future, no cache does",
             "leave it out: the oracle is always tried",
+        )
+    if policy.order == "static":
+        raise MoeprofError(
+            f"policy {text}: keeps what it begins with, which is no cache",
+            "leave it out: the busiest experts are always tried",
         )
     return policy
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from moeprof.analyze.intervals import degrees_of_freedom
 from moeprof.placement import Estimate
 from moeprof.plan import advice
 from moeprof.plan.evaluated import Evaluated
 from moeprof.plan.evaluation import Split, gain, is_clear, ratio, total
 from moeprof.plan.greedy import solve_greedy
+from moeprof.plan.judgement import best_reference
 from moeprof.plan.played import Played
 from moeprof.plan.routed import DECODE
 from moeprof.plan.trials import Situation
@@ -39,7 +41,7 @@ def domain_sets(evaluated: Evaluated) -> advice.DomainSets | None:
         return None
     own = _play_own(situation, room_bytes)
     names = situation.counts.domains
-    layers = evaluated.trials[advice.WHOLE_LAYERS].played
+    untraced = best_reference(evaluated).played
     over_merged = _gain(situation, merged, own, situation.split, slice(None))
     switch_bytes, switch_s = _switch(situation, room_bytes, domains)
     return advice.DomainSets(
@@ -50,7 +52,7 @@ def domain_sets(evaluated: Evaluated) -> advice.DomainSets | None:
             )
             for one in domains
         },
-        over_whole_layers=_gain(situation, layers, own, situation.split, slice(None)),
+        over_untraced=_gain(situation, untraced, own, situation.split, slice(None)),
         pays=is_clear(over_merged, evaluated.least_merit),
         switch_bytes=switch_bytes,
         switch_tokens=_switch_tokens(situation, merged, own, switch_s),
@@ -80,9 +82,7 @@ def _hot_set(
 
 def _within(split: Split, kept: NDArray[np.bool_]) -> Split:
     """The resamples of some of the document groups, all of one domain."""
-    return replace(
-        split, fold=split.fold[kept], weights=split.weights[:, kept], degrees=int(kept.sum()) - 1
-    )
+    return replace(split, fold=split.fold[kept], weights=split.weights[:, kept])
 
 
 def _gain(
@@ -92,11 +92,13 @@ def _gain(
     split: Split,
     kept: NDArray[np.bool_] | slice,
 ) -> Estimate:
+    assignments = situation.assignments(DECODE)[kept]
+    degrees = degrees_of_freedom(situation.counts.group_domain[kept][assignments > 0])
     if situation.clocks.decode is not None:
         base_s, own_s = (total(one.seconds[DECODE][kept], split) for one in (merged, own))
-        return gain(base_s, own_s, split.degrees)
+        return gain(base_s, own_s, degrees)
     hits = total((own.hits - merged.hits)[DECODE][kept], split)
-    return ratio(hits, total(situation.assignments(DECODE)[kept], split), split.degrees)
+    return ratio(hits, total(assignments, split), degrees)
 
 
 def _switch(situation: Situation, room_bytes: int, domains: list[int]) -> tuple[int, float | None]:

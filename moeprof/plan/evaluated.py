@@ -41,7 +41,7 @@ class Evaluated:
         if not self.is_priced(phase):
             return None
         tokens = total(self.situation.tokens(phase), self.split)
-        found = ratio(tokens, self._seconds(trial, phase), self.split.degrees)
+        found = ratio(tokens, self._seconds(trial, phase), self.situation.degrees(phase))
         return within(found, 0.0, inf)
 
     def gain(self, own: Trial, base: Trial, phase: int = DECODE) -> Estimate | None:
@@ -49,7 +49,7 @@ class Evaluated:
         if not self.is_priced(phase):
             return None
         base_s, own_s = self._seconds(base, phase), self._seconds(own, phase)
-        return gain(base_s, own_s, self.split.degrees)
+        return gain(base_s, own_s, self.situation.degrees(phase))
 
     def hit_rate(self, trial: Trial, phase: int = DECODE) -> Estimate:
         """Share of assignments whose expert is in VRAM."""
@@ -68,7 +68,7 @@ class Evaluated:
 
     def _share(self, hits: Total, phase: int) -> Estimate:
         assignments = total(self.situation.assignments(phase), self.split)
-        return ratio(hits, assignments, self.split.degrees)
+        return ratio(hits, assignments, self.situation.degrees(phase))
 
     def _hits(self, trial: Trial, phase: int) -> Total:
         kept = total(trial.played.hits[phase], self.split)
@@ -106,6 +106,13 @@ class Evaluated:
     def least_merit(self) -> float:
         """A merit below this is not told from none."""
         return LEAST_GAIN - 1 if self.is_priced(DECODE) else LEAST_EXTRA_HITS
+
+    @property
+    def least_words(self) -> str:
+        """The least merit in words."""
+        if self.is_priced(DECODE):
+            return f"the {LEAST_GAIN:g} times that a prediction may be off"
+        return f"the {100 * LEAST_EXTRA_HITS:g} points from which hits are told to matter"
 
     def outcomes(self) -> tuple[advice.StrategyOutcome, ...]:
         """Every trial as it is reported."""

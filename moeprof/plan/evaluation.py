@@ -120,7 +120,7 @@ def _share(hits: NDArray[np.float64], totals: NDArray[np.float64], degrees: int)
     if np.isnan(shares[0]):
         return None
     value, low, high = interval(shares[0], shares[1:], degrees).tolist()
-    if degrees < 1:
+    if np.isnan(low):
         return Estimate(_rounded(value), None, None)
     return Estimate(_rounded(value), _rounded(low), _rounded(high))
 
@@ -151,11 +151,12 @@ def ratio(part: Total, whole: Total, degrees: int) -> Estimate:
     Args:
         part: numerator.
         whole: denominator; its value is above 0.
-        degrees: of freedom; below 1 there is no interval.
+        degrees: of freedom; below 1 there is no interval, nor where fewer than two resamples say
+            anything.
     """
-    usable = whole.resampled > 0
-    drawn = part.resampled[usable] / whole.resampled[usable]
-    return _spread(part.value / whole.value, drawn, degrees)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample without any of the whole
+        drawn = part.resampled / whole.resampled
+    return _spread(part.value / whole.value, drawn[np.isfinite(drawn)], degrees)
 
 
 def within(found: Estimate, least: float, most: float) -> Estimate:
@@ -205,7 +206,7 @@ def is_clear(found: Estimate, least: float) -> bool:
 
 def _spread(value: float, resampled: NDArray[np.float64], degrees: int) -> Estimate:
     """A figure with the interval that its resamples make."""
-    if degrees < 1:
+    if degrees < 1 or len(resampled) < 2:
         return Estimate(_rounded(value), None, None)
     half = student_quantile(degrees) * float(resampled.std())
     return Estimate(_rounded(value), _rounded(value - half), _rounded(value + half))

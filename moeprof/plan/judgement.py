@@ -51,12 +51,13 @@ def judge(evaluated: Evaluated) -> Judgement:
     if held == 0:
         words = "not one expert fits into what the budget leaves for them"
         return Judgement(advice.DO_NOT_BOTHER, None, words)
-    if not evaluated.situation.split.num_folds or evaluated.situation.split.degrees < 1:
+    known = evaluated.merit(evaluated.trials[advice.HOT_SET], evaluated.trials[advice.WHOLE_LAYERS])
+    if not evaluated.situation.split.num_folds or known.low is None:
         return _without_documents(evaluated)
     best = best_trial(evaluated)
     if best is None:
         return Judgement(advice.DO_NOT_BOTHER, None, _no_gain(evaluated))
-    words = f"{_action(evaluated, best)}; {_gained(evaluated, best)}"
+    words = f"{_action(evaluated, best)}; {_gained(evaluated, best)}{_passed_over(evaluated, best)}"
     lost_above = prompt_per_output(evaluated, best)
     if lost_above is None:
         return Judgement(_ANSWER_OF[best.name], best, words)
@@ -100,7 +101,7 @@ def _without_documents(evaluated: Evaluated) -> Judgement:
         words = "even on the text that they were chosen on, the busiest experts gain too little: "
         words += f"{evaluated.over(merit)} {rival.description}"
         return Judgement(advice.DO_NOT_BOTHER, None, words)
-    words = "there are too few documents to hold any out and to tell gain from chance"
+    words = "there are too few documents to tell gain from chance"
     return Judgement(advice.CANNOT_TELL, None, words)
 
 
@@ -108,7 +109,32 @@ def _no_gain(evaluated: Evaluated) -> str:
     """The best that was tried, and what needs no trace and is about as good."""
     best, rival = _best(evaluated, _contenders(evaluated)), best_reference(evaluated)
     merit = evaluated.over(evaluated.merit(best, rival))
-    return f"the best that was tried ({best.description}) has {merit} {rival.description}"
+    words = f"the best that was tried ({best.description}) has {merit} {rival.description}"
+    if evaluated.situation.routed is None:
+        words += "; caches cannot be tried on counts"
+    return words
+
+
+def _passed_over(evaluated: Evaluated, best: Trial) -> str:
+    """Why what takes less effort stands before something that is faster, or hits more."""
+    names = list(_ANSWER_OF)
+    others = [
+        trial
+        for trial in _contenders(evaluated)
+        if names.index(trial.name) > names.index(best.name)
+        and evaluated.merit(trial, best).value > 0
+    ]
+    if not others:
+        return ""
+    other = _best(evaluated, others)
+    merit = evaluated.merit(other, best)
+    words = f". {other.description[0].upper()}{other.description[1:]} would have "
+    words += f"{evaluated.over(merit)} that, "
+    if merit.value < evaluated.least_merit:
+        words += f"less than {evaluated.least_words}"
+    else:
+        words += "which may be chance"
+    return f"{words}, so that what takes less effort stands first"
 
 
 def _action(evaluated: Evaluated, trial: Trial) -> str:

@@ -28,7 +28,8 @@ def resampled_hits(
         split: folds and R resamples.
 
     Returns:
-        [R, P, C + 1] float32, hits of the 0, 1, ... C cells of the most benefit per byte.
+        [R, P, C + 1] float32, hits of the 0, 1, ... C cells of the most benefit per byte; NaN, but
+        for no and all cells, where a resample left a fold to score nothing to choose on.
     """
     num_resamples, (_, phases, cells) = len(split.weights), scored.shape
     hits = np.zeros((num_resamples, phases, cells + 1), np.float32)
@@ -41,7 +42,10 @@ def resampled_hits(
             inside = split.fold == fold
             by = weights[:, ~inside] @ flat_training[~inside]
             on = (weights[:, inside] @ flat_scored[inside]).reshape(-1, phases, cells)
+            untrained = ~by.any(axis=1) & on.any(axis=(1, 2))
             order = best_first(by[:, None], bytes_of[None], stable=False)
             ordered = np.take_along_axis(on, order, axis=2)
-            hits[start : start + chunk, :, 1:] += np.cumsum(ordered, axis=2)
+            of_chunk = hits[start : start + chunk]
+            of_chunk[:, :, 1:] += np.cumsum(ordered, axis=2)
+            of_chunk[untrained, :, 1:-1] = np.nan
     return hits

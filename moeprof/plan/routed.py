@@ -133,14 +133,50 @@ def _cut(counts: CellCounts, accesses: Accesses) -> tuple[CellCounts, Routed]:
     pieces = max(1, min(_PIECES, total))
     of_step = np.zeros(accesses.num_steps, np.int64)
     of_step[decoded] = np.arange(total) * pieces // max(total, 1)
+    return _grouped(counts, accesses, of_step, np.zeros(pieces, np.int64))
+
+
+def halved(counts: CellCounts, routed: Routed) -> tuple[CellCounts, Routed]:
+    """The decoded steps of every document cut into halves that are groups of their own.
+
+    Args:
+        counts: of G document groups.
+        routed: their lookups.
+
+    Returns:
+        Counts and lookups of 2 G groups: the first halves of the documents of each group, with
+        their prompts, then the second halves.
+    """
+    accesses = routed.accesses
+    group = routed.group[:: accesses.shape.num_moe_layers]
+    sequence = accesses.step_sequence
+    starts = np.ones(accesses.num_steps, np.bool_)
+    starts[1:] = (sequence[1:] != sequence[:-1]) | (group[1:] != group[:-1])
+    document = np.cumsum(starts) - 1
+    decoded = (accesses.step_phase == DECODE).astype(np.int64)
+    length = np.bincount(document, decoded)
+    begins = np.cumsum(length) - length
+    place = np.cumsum(decoded) - decoded - begins[document]
+    is_second = (decoded > 0) & (2 * place >= length[document])
+    of_step = group + is_second * routed.num_groups
+    return _grouped(counts, accesses, of_step, np.tile(counts.group_domain, 2))
+
+
+def _grouped(
+    counts: CellCounts,
+    accesses: Accesses,
+    of_step: NDArray[np.int64],
+    group_domain: NDArray[np.int64],
+) -> tuple[CellCounts, Routed]:
+    """The same lookups, the group of each step given, [S]; and what they count."""
+    groups = len(group_domain)
     group = np.repeat(of_step, accesses.shape.num_moe_layers)
     cells = accesses.shape.num_cells
     of_lookup = np.repeat(group * 2 + accesses.phase, accesses.lookups)
-    flat = np.bincount(of_lookup * cells + accesses.cells, accesses.uses, pieces * 2 * cells)
-    made = flat.reshape(pieces, *counts.counts.shape[1:]).astype(np.int64)
-    of_document = np.zeros(pieces, np.int64)
-    cut = replace(counts, group_domain=of_document, counts=made)
-    return cut, Routed(accesses, group, pieces)
+    flat = np.bincount(of_lookup * cells + accesses.cells, accesses.uses, groups * 2 * cells)
+    made = flat.reshape(groups, *counts.counts.shape[1:]).astype(np.int64)
+    cut = replace(counts, group_domain=group_domain, counts=made)
+    return cut, Routed(accesses, group, groups)
 
 
 def segment_sums(values: NDArray[np.generic], start: NDArray[np.int64]) -> NDArray[np.float64]:

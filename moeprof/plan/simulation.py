@@ -194,7 +194,7 @@ class _Replays:
         num_groups = len(cells.group_domain)
         self.routed = Routed(accesses, group, num_groups)
         self.lookups = self.routed.sums(accesses.lookups)
-        self.split = _resamples(self.lookups, cells.group_domain, request.seed)
+        self.splits = _resamples(self.lookups, cells.group_domain, request.seed)
         self.expert_bytes = expert_bytes_in(trace.shape, request.weight_format)
         self.cell_bytes = cell_bytes(self.expert_bytes, trace.shape.num_experts)
         self.clocks = self._clocks(trace.shape)
@@ -217,13 +217,14 @@ class _Replays:
         for index, phase in enumerate(PHASES):
             if not self.lookups[index].any():
                 continue
+            split = self.splits[index]
             share = min(1.0, budget_bytes / int(self.cell_bytes.sum()))
             row = {
                 "policy": policy.name,
                 "budget_bytes": budget_bytes,
                 "budget_share": share,
                 "phase": phase,
-                **_columns("hit_rate", hit_share(hits[index], self.lookups[index], self.split)),
+                **_columns("hit_rate", hit_share(hits[index], self.lookups[index], split)),
                 "coverage": replayed.coverage(phase),
                 "floor": share if budget_bytes >= self.cell_bytes.min() else 0.0,
                 "bytes_read": int(played.copied_bytes[index].sum()),
@@ -235,7 +236,7 @@ class _Replays:
 
     def _speed(self, phase: int, seconds: NDArray[np.float64]) -> Estimate | None:
         priced = not np.isnan(seconds).any()
-        return speed(self.routed.tokens[phase], seconds, self.split) if priced else None
+        return speed(self.routed.tokens[phase], seconds, self.splits[phase]) if priced else None
 
     def _replay(self, policy: Policy, budget_bytes: int) -> ReplayResult:
         accesses, restart = self.routed.accesses, self.request.restart
@@ -279,14 +280,22 @@ def _columns(name: str, figure: Estimate | None) -> dict[str, float]:
     }
 
 
-def _resamples(lookups: NDArray[np.float64], group_domain: NDArray[np.int64], seed: int) -> Split:
-    """Resamples of the document groups that look anything up; folds are dealt elsewhere."""
+def _resamples(
+    lookups: NDArray[np.float64], group_domain: NDArray[np.int64], seed: int
+) -> list[Split]:
+    """For each phase, resamples of the document groups that look anything up.
+
+    Folds are dealt elsewhere.
+    """
     used = lookups.sum(axis=0) > 0
     rng = np.random.default_rng(seed)
     weights = np.zeros((NUM_RESAMPLES, len(used)))
     weights[:, used] = resampling_weights(group_domain[used], NUM_RESAMPLES, rng)
     none = np.zeros(len(used), np.int64)
-    return Split(0, none, weights, degrees_of_freedom(group_domain[used]))
+    return [
+        Split(0, none, weights, degrees_of_freedom(group_domain[of_phase > 0]))
+        for of_phase in lookups
+    ]
 
 
 def _cliffs(rows: pd.DataFrame, replays: "_Replays") -> Iterator[str]:
@@ -325,8 +334,13 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
     where = "starts anew with each document" if request.restart else "goes on across documents"
     yield f"{documents} document{'s' * (documents > 1)}; the cache {where}"
     yield from _notes_on_budgets(request.budgets, replays.cell_bytes)
-    if replays.split.degrees < 1:
-        yield "no intervals: they are over documents, and there are too few"
+    few = [
+        phase
+        for index, phase in enumerate(PHASES)
+        if replays.lookups[index].any() and replays.splits[index].degrees < 1
+    ]
+    if few:
+        yield f"no intervals in {' and '.join(few)}: they are over documents, and there are too few"
     if not request.policies and not any(policy.learns for policy in replays.policies):
         yield (
             "static is left out: one document has tokens to learn from, two are needed to learn "

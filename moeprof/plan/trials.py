@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.analyze.hot_sets import cell_bytes
+from moeprof.analyze.intervals import degrees_of_freedom
 from moeprof.model_shape import ModelShape
 from moeprof.plan import advice
 from moeprof.plan.evaluation import Split, held_out_sets
 from moeprof.plan.greedy import solve_greedy
 from moeprof.plan.played import Clocks, Played, play_counts, play_sets
 from moeprof.plan.resampled_sets import resampled_hits
-from moeprof.plan.routed import DECODE, Routed
+from moeprof.plan.routed import DECODE, Routed, halved
 from moeprof.plan.warm_replay import Part
 from moeprof.policies import Policy
 from moeprof.trace import CellCounts
@@ -105,6 +106,10 @@ class Situation:
         counted: NDArray[np.int64] = self.counts.counts[:, phase].sum(axis=(1, 2))
         return counted.astype(np.float64)
 
+    def degrees(self, phase: int) -> int:
+        """Degrees of freedom of intervals over the document groups that a phase has."""
+        return degrees_of_freedom(self.counts.group_domain[self.assignments(phase) > 0])
+
     def play(self, sets: NDArray[np.bool_], set_of_group: NDArray[np.int64]) -> Played:
         """Play sets [S, L, E] of cells, of which each document group has its own, [G]."""
         if self.routed is None:
@@ -181,6 +186,34 @@ def hot_set_trial(situation: Situation, room_bytes: int) -> Trial:
     trial = _trial(situation, _HOT_SET, chosen, played)
     anew = situation.resampled_hits[:, :, trial.slots].astype(np.float64)
     return replace(trial, anew=anew)
+
+
+def closer_trial(situation: Situation, room_bytes: int) -> Trial:
+    """The busiest cells per byte, for each half of every document those of the other halves.
+
+    What a workload that is closer than other documents could gain: the set knows the documents,
+    but has not counted the very tokens that it is scored on, which would flatter by chance.
+
+    Args:
+        situation: what to try on; its lookups are needed.
+        room_bytes: bytes of VRAM that are left for experts.
+    """
+    if situation.routed is None:
+        raise ValueError("documents are cut by their lookups, the trace has counts alone")
+    counts, routed = halved(situation.counts, situation.routed)
+    split, groups = situation.split, len(situation.split.fold)
+    halves = Split(2, np.repeat([0, 1], groups), np.tile(split.weights, 2), split.degrees)
+    apart = hot_set_trial(
+        replace(situation, counts=counts, routed=routed, split=halves), room_bytes
+    )
+
+    def together(of_half: NDArray[np.float64]) -> NDArray[np.float64]:
+        summed: NDArray[np.float64] = of_half.reshape(2, 2, groups).sum(axis=1)
+        return summed
+
+    played = apart.played
+    both = Played(*map(together, (played.hits, played.seconds, played.copied_bytes)))
+    return replace(apart, played=both)
 
 
 def in_sample_trial(situation: Situation, room_bytes: int) -> Trial:

@@ -42,7 +42,7 @@ def verdict(
     own = _of(predicted, judged)
     covered = own.coverage
     if covered is None or covered.low is None or covered.high is None:
-        return Verdict(None, "too few documents to hold any out: trace more of them")
+        return Verdict(None, "too few documents to tell gain from chance: trace more of them")
     untraced = {
         baseline.name: _of(baseline.predicted, judged)
         for baseline in baselines

@@ -1,4 +1,4 @@
-"""What would make a verdict another one: more VRAM, longer replies, closer text."""
+"""What would make a verdict another one, or was tried in vain: more VRAM, replies, closer text."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,15 @@ from moeprof.plan import advice
 from moeprof.plan.evaluated import Evaluated, evaluate
 from moeprof.plan.evaluation import is_clear
 from moeprof.plan.judgement import Judgement, best_reference, judge
-from moeprof.plan.trials import in_sample_trial
+from moeprof.plan.trials import closer_trial
 from moeprof.units import format_size
 
 # Shares of the experts to try in VRAM, where the room at hand gives no reason to bother.
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+_BY_DOMAIN = "one domain at a time, each with its own busiest experts in VRAM"
+
+# Whether something gives another verdict, and what it is, in words.
+Tried = tuple[bool, str]
 
 
 def would_change(
@@ -19,8 +23,8 @@ def would_change(
     judgement: Judgement,
     budget: Budget,
     domain_sets: advice.DomainSets | None,
-) -> Iterator[str]:
-    """Sentences on what would change the verdict; none where nothing that was tried would.
+) -> Iterator[Tried]:
+    """What was tried for another verdict, in words that go on after `would change with`.
 
     Args:
         evaluated: the trials under the budget.
@@ -29,30 +33,31 @@ def would_change(
         domain_sets: what sets by domain gain.
     """
     if judgement.answer == advice.CANNOT_TELL:
-        yield "more documents: moeprof trace MODEL DATA -o traces/NAME --generate 128"
+        yield True, "more documents: moeprof trace MODEL DATA -o traces/NAME --generate 128"
     elif evaluated.room_bytes >= evaluated.situation.total_bytes:
         return
     elif judgement.answer == advice.DO_NOT_BOTHER:
         yield from _more_vram(evaluated, budget)
+        if evaluated.trials[advice.HOT_SET].slots == 0:
+            return
         if judgement.lost_above is not None:
             share = 1 / max(judgement.lost_above, 1e-3)
-            yield f"longer replies: at least {share:.3g} times as long as their prompts"
+            yield True, f"longer replies: at least {share:.3g} times as long as their prompts"
         else:
             yield from _closer_text(evaluated, domain_sets)
     elif domain_sets is not None and domain_sets.pays:
-        yield (
-            "one domain at a time, each with its own busiest experts in VRAM: "
-            f"{evaluated.over(domain_sets.gain)} one set for all"
-        )
+        yield True, f"{_BY_DOMAIN}: {evaluated.over(domain_sets.gain)} one set for all"
 
 
-def _more_vram(evaluated: Evaluated, budget: Budget) -> Iterator[str]:
+def _more_vram(evaluated: Evaluated, budget: Budget) -> Iterator[Tried]:
     """The least room, of a few that are tried, in which something is worth it."""
     situation = evaluated.situation
+    most = 0.0
     for share in _SHARES:
         room = int(share * situation.total_bytes)
         if room <= evaluated.room_bytes:
             continue
+        most = share
         other = evaluate(situation, room)
         judgement = judge(other)
         best = judgement.trial
@@ -60,25 +65,29 @@ def _more_vram(evaluated: Evaluated, budget: Budget) -> Iterator[str]:
             vram = budget.total_bytes - budget.experts_available_bytes + room
             base = other.trials[advice.WHOLE_LAYERS]
             yield (
+                True,
                 f"more VRAM: with {format_size(vram)}, {best.description} would have "
-                f"{other.over(other.merit(best, base))} {base.description}"
+                f"{other.over(other.merit(best, base))} {base.description}",
             )
             return
+    if most:
+        yield False, f"more VRAM, up to {most:.0%} of the experts"
 
 
-def _closer_text(evaluated: Evaluated, domain_sets: advice.DomainSets | None) -> Iterator[str]:
-    base, least = evaluated.trials[advice.WHOLE_LAYERS], evaluated.least_merit
-    if domain_sets is not None and is_clear(domain_sets.over_whole_layers, least):
-        yield (
-            "one domain at a time, each with its own busiest experts in VRAM: "
-            f"{evaluated.over(domain_sets.over_whole_layers)} {base.description}"
-        )
-    if not evaluated.situation.split.num_folds:
+def _closer_text(evaluated: Evaluated, domain_sets: advice.DomainSets | None) -> Iterator[Tried]:
+    situation, rival = evaluated.situation, best_reference(evaluated)
+    if domain_sets is not None:
+        over = domain_sets.over_untraced
+        words = f"{_BY_DOMAIN}: {evaluated.over(over)} {rival.description}"
+        yield is_clear(over, evaluated.least_merit), words
+    if situation.routed is None or not situation.split.num_folds:
         return
-    known = in_sample_trial(evaluated.situation, evaluated.room_bytes)
-    if evaluated.is_clearly_better(known, best_reference(evaluated)):
-        rival = best_reference(evaluated)
-        yield (
-            "a closer workload: on the very text they were chosen on, the busiest experts have "
-            f"{evaluated.over(evaluated.merit(known, rival))} {rival.description}"
-        )
+    closer = closer_trial(situation, evaluated.room_bytes)
+    # Of other documents the set may serve as much; then it is not closeness that is wanting.
+    beyond = evaluated.merit(closer, evaluated.trials[advice.HOT_SET])
+    is_closer = is_clear(beyond, 0.0) and evaluated.is_clearly_better(closer, rival)
+    words = (
+        "a closer workload: chosen on other parts of the same documents, the busiest experts have "
+        f"{evaluated.over(evaluated.merit(closer, rival))} {rival.description}"
+    )
+    yield is_closer, words

@@ -35,9 +35,10 @@ LABELS = {
     ORACLE: "oracle",
 }
 _KEY = (
-    "replies: decode; prompts: prefill; hit rate: assignments whose expert is in VRAM; gain: over "
-    "whole layers in as much VRAM; ±: half of a 95 % interval over documents; any experts: "
-    "whichever, evenly; oracle: knows the future, the limit of any cache."
+    "replies: decode; prompts: prefill; hit rate: assignments whose expert is in VRAM; whole "
+    "layers: and of one more what still fits, unlike first_layers of a plan; gain: over whole "
+    "layers in as much VRAM; ±: half of a 95 % interval over documents; any experts: whichever, "
+    "evenly; oracle: knows the future, the limit of any cache."
 )
 
 
@@ -48,6 +49,7 @@ def advice_tables(advice: Advice) -> RenderableType:
         Text.assemble((f"{finding.answer}: ", "bold"), f"{finding.sentence}."),
     ]
     parts += [Text(f"would change with {change}.") for change in finding.would_change]
+    parts += [Text(f"would not change with {change}.") for change in finding.in_vain]
     parts += [_strategy_table(advice), Text(_KEY, style="dim")]
     caches = [one for one in advice.strategies if one.policy is not None]
     if caches:

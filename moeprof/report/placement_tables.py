@@ -12,7 +12,8 @@ _UNKNOWN = "-"
 _KEY = (
     "Coverage: share of assignments whose expert is in vram. held-out: placed without the "
     "documents it is scored on; in-sample: on the same; floor: in-sample, had as many "
-    "assignments been drawn evenly."
+    "assignments been drawn evenly. first_layers: whole ones only, where moeprof advise fills one "
+    "more in part."
 )
 
 

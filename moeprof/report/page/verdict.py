@@ -47,6 +47,7 @@ class Verdict:
         sentences: the reasons, and what is missing for more.
         figures: two to four numbers.
         changes: what would make it another one, a sentence each.
+        in_vain: what was tried for another one and gives none, likewise.
     """
 
     mood: str
@@ -54,6 +55,7 @@ class Verdict:
     sentences: tuple[str, ...]
     figures: tuple[Figure, ...]
     changes: tuple[str, ...] = ()
+    in_vain: tuple[str, ...] = ()
 
 
 def verdict(inputs: PageInputs) -> Verdict:
@@ -123,8 +125,10 @@ def _of_advice(advice: Advice) -> Verdict:
     headline = f"{finding.answer[0].upper()}{finding.answer[1:]}, at {budget} of VRAM"
     unknown = (f"Not known: {text.rstrip('.')}." for text in advice.missing)
     sentences = (sentence(finding.sentence), *unknown)
-    changes = tuple(map(sentence, finding.would_change))
-    return Verdict(mood, headline, sentences, _advice_figures(advice), changes)
+    changes, in_vain = (
+        tuple(map(sentence, tried)) for tried in (finding.would_change, finding.in_vain)
+    )
+    return Verdict(mood, headline, sentences, _advice_figures(advice), changes, in_vain)
 
 
 def _advice_figures(advice: Advice) -> tuple[Figure, ...]:
