@@ -3,10 +3,12 @@
     python benchmarks/gpu_experts.py [--output FILE.json]
 
 Layers have the shape of Qwen3-30B-A3B's: hidden 2048, expert width 768, 128 experts, top-8, bf16
-activations of one token. 48 layers, each with weights of its own, are captured in one graph; its
-median replay is compared with a plain read of as many bytes, spread over the same memory. The
-hand-over is timed with experts of width 32 that all live on the host; what its workers take for the
-same layer when they are asked without a device is told apart.
+activations of one token. 48 layers, each with weights of its own, are captured in one graph. Its
+median replay is compared with a plain read of all the memory in one launch, and with a graph of 48
+launches that each read a layer's eight experts plainly: what launches that wait for each other
+leave of the device's bandwidth. The hand-over is timed with experts of width 32 that all live on
+the host; what its workers take for the same layer when they are asked without a device is told
+apart.
 """
 
 import argparse
@@ -109,9 +111,17 @@ def resident_decode(weight_format: str, repeats: int) -> dict[str, object]:
         for _, store, _ in layers:
             _cuda.xor_words(store.data_ptr(), store.numel(), result.data_ptr(), stream)
 
+    def read_layer_by_layer() -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        for _, store, _ in layers:
+            _cuda.xor_words(store.data_ptr(), num_bytes // 64 * 64, result.data_ptr(), stream)
+
     read_s = median_s(captured(read), 5)
     read_bandwidth = sum(store.numel() for _, store, _ in layers) / read_s
+    launched_s = median_s(captured(read_layer_by_layer), repeats) / NUM_LAYERS
     row: dict[str, object] = {"format": weight_format, "read_TB_s": read_bandwidth / 1e12}
+    row["read_launch_by_launch_us"] = launched_s * 1e6
+    row["read_launch_by_launch_ratio"] = num_bytes / launched_s / read_bandwidth
     for overlaps in (True, False):
         layer_s = median_s(captured(step(layers, 1, overlaps)), repeats) / NUM_LAYERS
         name = "overlapped" if overlaps else "plain"

@@ -45,7 +45,7 @@ nb::dict layout(std::size_t hidden_size, std::size_t top_k) {
     const ExchangeLayout parts = exchange_layout(hidden_size, top_k);
     nb::dict places;
     places["posted"] = offsetof(ExchangeHeader, posted);
-    places["device_fault"] = offsetof(ExchangeHeader, device_fault);
+    places["device_faults"] = offsetof(ExchangeHeader, device_faults);
     places["answered"] = offsetof(ExchangeHeader, answered);
     places["host_fault"] = offsetof(ExchangeHeader, host_fault);
     places["rows"] = parts.rows;

@@ -20,7 +20,7 @@ constexpr std::size_t kExchangeTokens = 8;  // of one question: those of one dec
 // `answered` of an exchange that was given up; nobody waits for words then.
 constexpr std::uint64_t kAborted = ~std::uint64_t{0};
 
-// Bits of the two words of faults; what they mean in words stands in cuda.py.
+// Bits of a word of faults; what they mean in words stands in cuda.py.
 enum ExchangeFault : std::uint32_t {
     kFaultNotFinite = 1,       // an activation, given or between the projections
     kFaultUnknownExpert = 2,   // of which neither side has the weights
@@ -30,10 +30,13 @@ enum ExchangeFault : std::uint32_t {
     kFaultBusy = 32,           // the host's layer or workers served another thread
 };
 
+constexpr std::uint32_t kNumFaults = 6;
+
 struct ExchangeHeader {
     // Written by the device: the last question, tagged like every word; 0 before the first.
     alignas(64) std::uint64_t posted;
-    alignas(64) std::uint32_t device_fault;
+    // Not 0 for each fault that was met, bit after bit: a device cannot add bits to a host's word.
+    alignas(64) std::uint32_t device_faults[kNumFaults];
     // Written by the host: the number of the last question answered, or kAborted; also by a device
     // that gave up.
     alignas(64) std::uint64_t answered;

@@ -59,8 +59,12 @@ class Exchange {
     std::size_t top_k() const { return top_k_; }
 
     std::uint32_t take_faults() {
-        return __atomic_exchange_n(&header().device_fault, 0u, __ATOMIC_ACQ_REL) |
-               __atomic_exchange_n(&header().host_fault, 0u, __ATOMIC_ACQ_REL);
+        std::uint32_t faults = __atomic_exchange_n(&header().host_fault, 0u, __ATOMIC_ACQ_REL);
+        for (std::uint32_t bit = 0; bit < kNumFaults; ++bit) {
+            std::uint32_t& met = header().device_faults[bit];
+            if (__atomic_exchange_n(&met, 0u, __ATOMIC_ACQ_REL) != 0) faults |= 1u << bit;
+        }
+        return faults;
     }
 
     ExchangeView view() const {

@@ -171,6 +171,10 @@ __device__ __forceinline__ void store_to_host(std::uint64_t* word, std::uint64_t
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_to_host(std::uint32_t* word, std::uint32_t value) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
 __device__ __forceinline__ std::uint64_t nanoseconds() {
     std::uint64_t time;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));

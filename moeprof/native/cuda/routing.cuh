@@ -21,7 +21,7 @@ __device__ inline std::uint32_t expert_of(const LayerInput& input, std::uint32_t
 }
 
 __device__ inline void report(const ExchangeView& exchange, std::uint32_t fault) {
-    atomicOr_system(&exchange.header->device_fault, fault);
+    store_to_host(exchange.header->device_faults + __ffs(static_cast<int>(fault)) - 1, 1u);
 }
 
 }  // namespace
