@@ -245,7 +245,8 @@ def test_with_a_plan_the_verdict_is_that_of_the_plan(worthwhile: bool | None, mo
 def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
     found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
     assert (found.mood, found.headline) == ("good", "Pin it, at 7.8 KiB of VRAM")
-    assert found.sentences == ("Pin the hot set.", "Not known: how fast the drive is.")
+    priced = "All speeds of this page are predicted for desk, measured."
+    assert found.sentences == ("Pin the hot set.", priced, "Not known: how fast the drive is.")
     assert found.changes == ("A slower card.",)
     assert [(one.value, one.interval) for one in found.figures] == [
         ("+100 %", "90 to 110"),

@@ -95,7 +95,7 @@ class TestInVain:
         assert found.finding.answer == words.DO_NOT_BOTHER
         assert found.finding.would_change == ()
         assert [line.partition(":")[0] for line in found.finding.in_vain] == [
-            "more VRAM, up to 90% of the experts",
+            "more VRAM, up to 90 % of the experts",
             "one domain at a time, each with its own busiest experts in VRAM",
             "a closer workload",
         ]
@@ -105,7 +105,7 @@ class TestInVain:
             advise_on(make_routed(tmp_path / name, routing), 0, policies=()).finding
             for name, routing in {"even": Routing(), "skewed": Routing(exponent=1.6)}.items()
         )
-        assert even.in_vain == ("more VRAM, up to 90% of the experts",)
+        assert even.in_vain == ("more VRAM, up to 90 % of the experts",)
         (line,) = skewed.would_change
         assert line.startswith("more VRAM: with ")
         assert (even.would_change, skewed.in_vain) == ((), ())
@@ -118,7 +118,7 @@ class TestCounts:
         found = advise_on(counts, 16, make_machine(False))
         assert found.finding.answer == words.DO_NOT_BOTHER
         assert found.finding.sentence.endswith("; caches cannot be tried on counts")
-        assert found.finding.in_vain == ("more VRAM, up to 90% of the experts",)
+        assert found.finding.in_vain == ("more VRAM, up to 90 % of the experts",)
         assert starting(found.missing, "caches, the oracle and a closer workload: the trace does")
         assert starting(found.missing, "what of it are replies: the trace does not say whether its")
         assert starting(found.rests_on, "720 tokens of 12 documents in 1 domain of counts")

@@ -10,7 +10,7 @@ from moeprof.trace import Trace
 from moeprof.trace.origin import UNSAID
 from moeprof.units import format_size
 
-_SOURCES = {"measured": "measured", "data-sheet": "from data sheets, not measured"}
+SOURCES = {"measured": "measured", "data-sheet": "from data sheets, not measured"}
 
 
 def rests_on(
@@ -27,7 +27,7 @@ def rests_on(
     yield _documents(trace, sample, evaluated)
     profile = request.plan.hardware
     if profile is not None:
-        yield f"times of {profile.name}, {_SOURCES[profile.source]}"
+        yield f"times of {profile.name}, {SOURCES[profile.source]}"
     if profile is not None and not profile.links and not profile.tiers_overlap:
         yield "on that machine both tiers are memory of the host, which says nothing of a GPU"
     if profile is not None and sample.routed is None:

@@ -46,7 +46,7 @@ def judge(evaluated: Evaluated) -> Judgement:
     cells = evaluated.situation.shape.num_cells
     held = evaluated.trials[advice.HOT_SET].slots
     if held == cells:
-        words = f"all {cells} experts fit into VRAM, so run the model without a placement"
+        words = f"all {cells:,} experts fit into VRAM, so run the model without a placement"
         return Judgement(advice.DO_NOT_BOTHER, None, words)
     if held == 0:
         words = "not one expert fits into what the budget leaves for them"
@@ -138,12 +138,12 @@ def _passed_over(evaluated: Evaluated, best: Trial) -> str:
 
 
 def _action(evaluated: Evaluated, trial: Trial) -> str:
-    held = f"of {evaluated.situation.shape.num_cells} experts"
+    held = f"of {evaluated.situation.shape.num_cells:,} experts"
     if trial.name == advice.HOT_SET:
-        return f"keep the {trial.slots} busiest {held} in VRAM"
+        return f"keep the {trial.slots:,} busiest {held} in VRAM"
     if trial.name == advice.CACHE:
-        return f"keep {trial.slots} {held} in VRAM, chosen while running by {trial.policy}"
-    return f"keep {trial.slots} {held} in VRAM, chosen by {trial.policy}"
+        return f"keep {trial.slots:,} {held} in VRAM, chosen while running by {trial.policy}"
+    return f"keep {trial.slots:,} {held} in VRAM, chosen by {trial.policy}"
 
 
 def _gained(evaluated: Evaluated, trial: Trial) -> str:

@@ -162,7 +162,7 @@ def fixed_trials(situation: Situation, room_bytes: int) -> Iterator[Trial]:
     drawn = np.stack(list(arbitrary_sets(situation, room_bytes)))
     yield _trial(
         situation,
-        (advice.ANY_EXPERTS, "any experts in VRAM, evenly"),
+        (advice.ANY_EXPERTS, "arbitrary experts of each layer in VRAM"),
         drawn[0],
         situation.play(drawn, np.arange(len(one_for_all)) % len(drawn)),
     )

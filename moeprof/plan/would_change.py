@@ -71,7 +71,7 @@ def _more_vram(evaluated: Evaluated, budget: Budget) -> Iterator[Tried]:
             )
             return
     if most:
-        yield False, f"more VRAM, up to {most:.0%} of the experts"
+        yield False, f"more VRAM, up to {100 * most:.0f} % of the experts"
 
 
 def _closer_text(evaluated: Evaluated, domain_sets: advice.DomainSets | None) -> Iterator[Tried]:

@@ -36,9 +36,9 @@ LABELS = {
 }
 _KEY = (
     "replies: decode; prompts: prefill; hit rate: assignments whose expert is in VRAM; whole "
-    "layers: and of one more what still fits, unlike first_layers of a plan; gain: over whole "
-    "layers in as much VRAM; ±: half of a 95 % interval over documents; any experts: whichever, "
-    "evenly; oracle: knows the future, the limit of any cache."
+    "layers: as many as fit, and of one more what still fits, unlike first_layers of a plan; gain: "
+    "over whole layers in as much VRAM; ±: half of a 95 % interval over documents; any experts: "
+    "arbitrary ones, as many of each layer; oracle: knows the future, the limit of any cache."
 )
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from moeprof.analyze import OVERALL, Analysis
 from moeprof.errors import PlacementError
-from moeprof.placement import Placement
+from moeprof.placement import HardwareOrigin, Placement
 from moeprof.plan.advice import Advice
 from moeprof.plan.simulation import Simulation
 from moeprof.report.page.parts import sentence
@@ -57,6 +57,13 @@ class PageInputs:
             f"plan: is for {planned.name} {found[0]}, but the trace is of {traced.name} {found[1]}",
             "plan this trace: moeprof plan TRACE --model MODEL --vram SIZE -o FILE",
         )
+
+    @property
+    def machine(self) -> HardwareOrigin | None:
+        """The one machine that every speed of the page is of; None where nothing is priced."""
+        if self.advice is not None and self.advice.hardware is not None:
+            return self.advice.hardware
+        return None if self.placement is None else self.placement.hardware
 
     @property
     def phases(self) -> tuple[str, ...]:

@@ -41,6 +41,18 @@ def placement_section(inputs: PageInputs) -> Section:
     ]
     if placement.trace.name != inputs.analysis.name:
         prose.append(f"The plan was made from another trace, called {placement.trace.name}.")
+    machine = placement.hardware
+    is_priced = machine is not None and machine == inputs.machine
+    if machine is not None and not is_priced:
+        prose.append(
+            f"Its speeds were predicted for another machine, {machine.name}, and are left out: all "
+            "speeds of this page are of one."
+        )
+    if inputs.advice is not None:
+        prose.append(
+            "Its first layers are whole ones only; the split by whole layers among the strategies "
+            "fills one more in part."
+        )
     layers = inputs.analysis.shape.moe_layers
     data = {
         "layers": layers,
@@ -54,7 +66,7 @@ def placement_section(inputs: PageInputs) -> Section:
         "placement", "tiers", "Map of layers and experts by the tier that holds them", data
     )
     predicted = [
-        _predictions(placement, phase, folded=index > 0)
+        _predictions(placement, phase, is_priced, folded=index > 0)
         for index, phase in enumerate(reversed(PHASES))
     ]
     tables = (*filter(None, predicted), _tiers(placement), _budget(placement))
@@ -77,15 +89,16 @@ def _gap(gap: float) -> str:
     return ", proven optimal" if gap == 0 else f", at most {100 * gap:.2g} % short of the optimum"
 
 
-def _predictions(placement: Placement, phase: str, folded: bool) -> Table | None:
-    """The plan beside the baselines in one phase: coverage and, with a machine, tokens/s."""
+def _predictions(placement: Placement, phase: str, is_priced: bool, folded: bool) -> Table | None:
+    """The plan beside the baselines in one phase: coverage and, where it is priced, tokens/s."""
     entries = [("this plan", "", placement.predicted)]
     entries += [(one.name, one.description, one.predicted) for one in placement.baselines]
     found = [(name, text, made.phase(phase)) for name, text, made in entries]
     known = [(name, text, entry) for name, text, entry in found if entry is not None]
     if not known:
         return None
-    speeds = [entry.tokens_per_s.value for _, _, entry in known if entry.tokens_per_s is not None]
+    priced = [entry.tokens_per_s for _, _, entry in known if is_priced]
+    speeds = [one.value for one in priced if one is not None]
     columns = [
         Column("placement", numeric=False),
         Column("tokens/s", "predicted, of one sequence"),
@@ -108,9 +121,7 @@ def _predictions(placement: Placement, phase: str, folded: bool) -> Table | None
         if not speeds:
             cells.pop(1)
         rows.append(tuple(cells))
-    machine = placement.hardware
-    priced = f"; tokens/s on {machine.name} ({machine.source})" if machine and speeds else ""
-    caption = f"{phase}: the plan and simpler placements in as much VRAM{priced}"
+    caption = f"{phase}: the plan and simpler placements in as much VRAM"
     return Table(caption, tuple(columns), tuple(rows), folded=folded)
 
 

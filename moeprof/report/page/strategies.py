@@ -76,7 +76,8 @@ def strategies_section(inputs: PageInputs) -> Section:
     prose = [
         f"At {format_size(budget.total_bytes)} of VRAM, "
         f"{format_size(budget.experts_available_bytes)} of it for experts. Gains are over the best "
-        f"split by whole layers in as much VRAM, which needs no trace. {_scored_on(advice)}",
+        "split by whole layers in as much VRAM, which needs no trace and fills one more layer in "
+        f"part. {_scored_on(advice)}",
         *_break_even(advice),
         *_domain_sets(advice),
     ]
@@ -164,11 +165,9 @@ def _table(advice: Advice, phase: str, folded: bool) -> Table | None:
     if not speeds:
         columns[1:3] = []
         body = [(row[0], *row[3:]) for row in body]
-    machine = advice.hardware
-    priced = f", on {machine.name} ({machine.source})" if machine and speeds else ""
     rates = [outcome.hit_rate for _, outcome in rows if outcome.hit_rate is not None]
     intervals = ", with 95 % intervals" if any(rate.low is not None for rate in rates) else ""
-    caption = f"{phase}: what each strategy does{priced}{intervals}"
+    caption = f"{phase}: what each strategy does{intervals}"
     return Table(caption, tuple(columns), tuple(body), folded=folded)
 
 

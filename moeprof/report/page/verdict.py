@@ -1,6 +1,6 @@
 """The verdict, which stands first: worth it or not, by how much, and what that rests on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from moeprof.plan.advice import (
     Advice,
     StrategyOutcome,
 )
+from moeprof.plan.advice_notes import SOURCES
 from moeprof.report.page.coverage import even_share, row_at_share
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import (
@@ -61,10 +62,17 @@ class Verdict:
 def verdict(inputs: PageInputs) -> Verdict:
     """From the advice where there is some, else from the plan, else from coverage alone."""
     if inputs.advice is not None:
-        return _of_advice(inputs.advice)
-    if inputs.placement is not None:
-        return _of_plan(inputs, inputs.placement)
-    return _of_coverage(inputs)
+        found = _of_advice(inputs.advice)
+    elif inputs.placement is not None:
+        found = _of_plan(inputs, inputs.placement)
+    else:
+        found = _of_coverage(inputs)
+    machine = inputs.machine
+    if machine is None:
+        return found
+    first, *others = found.sentences
+    priced = f"All speeds of this page are predicted for {machine.name}, {SOURCES[machine.source]}."
+    return replace(found, sentences=(first, priced, *others))
 
 
 def _of_coverage(inputs: PageInputs) -> Verdict:
