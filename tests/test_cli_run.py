@@ -1,6 +1,8 @@
+import dataclasses
 import io
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -80,6 +82,98 @@ def test_chat_answers_each_line_with_its_history(
     # "<user>one\n<assistant>" and then both turns with the first answer between them
     first, second = len("<user>one\n<assistant>"), len("<user>two\n<assistant>")
     assert document["phases"]["prefill"]["tokens"] > 2 * first + second
+
+
+class Interrupting(io.StringIO):
+    """Standard output that gets Ctrl-C pressed when it is first written to."""
+
+    def write(self, text: str) -> int:
+        if text.strip() and not self.getvalue():
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_ctrl_c_ends_the_text_and_reports_what_there_is(
+    plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Interrupting()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert call("-p", plan, "--prompt", "hello", "--max-new-tokens", "500") == 130
+    assert out.getvalue().endswith("\n") and len(out.getvalue()) > 1
+    err = words(capsys.readouterr().err)
+    assert "vram hit rate" in err
+    assert "note: the text ends where it was interrupted" in err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_the_program(
+    plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(io.StringIO):
+        def write(self, text: str) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return signal.raise_signal(signal.SIGINT) or 0
+
+    monkeypatch.setattr(sys, "stdout", Impatient())
+    assert call("-p", plan, "--prompt", "hello", "--max-new-tokens", "500") == 130
+    assert "hit rate" not in capsys.readouterr().err
+
+
+def test_ctrl_c_between_two_turns_reports_the_conversation(
+    plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Typed(io.StringIO):
+        def readline(self, *size: int) -> str:
+            line = super().readline(*size)
+            if not line:
+                raise KeyboardInterrupt
+            return line
+
+    monkeypatch.setattr(sys, "stdin", Typed("one\n"))
+    assert call("-p", plan, "--chat", "--max-new-tokens", "3") == 130
+    assert "vram hit rate" in capsys.readouterr().err
+
+
+@pytest.fixture
+def short_plan(tiny_model: Path, tmp_path: Path) -> str:
+    """A plan with room for 60 tokens, which in this model are characters."""
+    placement = make_placement(read_checkpoint(tiny_model))
+    budget = dataclasses.replace(placement.budget, context_tokens=60)
+    write_placement(dataclasses.replace(placement, budget=budget), tmp_path / "short.json")
+    return str(tmp_path / "short.json")
+
+
+def test_a_turn_that_is_too_long_is_left_out_and_the_conversation_goes_on(
+    short_plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"one\n{'x' * 60}\ntwo\n"))
+    assert call("-p", short_plan, "--chat", "--max-new-tokens", "3", "--json") == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert len(document["token_ids"]) == 6
+    assert "note: this turn is left out: conversation: has " in err
+    assert "planned for a context of 60" in err and "hint: say less" in err
+
+
+def test_what_cannot_be_asked_is_said_before_anything_is_loaded(
+    short_plan: str, plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+    given = ["--format", "q8_0", "--store", str(kept)]
+    assert call("-p", short_plan, "--prompt", "x" * 60, *given) == 1
+    err = capsys.readouterr().err
+    assert "error: prompt: has 60 tokens, the placement was planned for a context of 60" in err
+    assert "plan again with --context 120" in err
+    plain = save_model(tmp_path / "plain", chat=False)
+    assert call("-p", plan, "--model", str(plain), "--chat", *given) == 1
+    assert "no chat template" in capsys.readouterr().err
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("name", ["--temperature", "--top-p"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_to_sample_by_must_be_one(name: str, value: str, plan: str) -> None:
+    assert call("-p", plan, "--prompt", "a", name, value) == 2
 
 
 def test_an_equal_replay_exits_with_0(

@@ -359,6 +359,35 @@ def test_generation_stops_where_the_planned_context_ends(checkpoint: Checkpoint)
         session.generate("fourteen chars", Sampling())
 
 
+def test_an_interrupted_generation_ends_with_the_token_it_is_at(loaded: LoadedModel) -> None:
+    session = Session(loaded)
+    whole = session.generate(TEXT, Sampling(max_new_tokens=12))
+    assert not whole.is_interrupted
+    pieces: list[str] = []
+
+    def write(piece: str) -> None:
+        pieces.append(piece)
+        session.interrupt()
+
+    part = session.generate(TEXT, Sampling(max_new_tokens=12), write)
+    assert part.is_interrupted
+    assert len(part.token_ids) < 12
+    assert part.token_ids == whole.token_ids[: len(part.token_ids)]
+    assert part.text == "".join(pieces)
+    assert session.generate(TEXT, Sampling(max_new_tokens=12)) == whole
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(
+    checkpoint: Checkpoint,
+) -> None:
+    told: list[str] = []
+    placement = make_placement(checkpoint)
+    short = replace(placement, budget=replace(placement.budget, context_tokens=14))
+    with pytest.raises(CapacityError, match="prompt: has 14 tokens"):
+        run(short, "fourteen chars", device="cpu", progress=lambda what, *_: told.append(what))
+    assert not told
+
+
 def test_the_text_is_streamed_in_pieces(loaded: LoadedModel) -> None:
     pieces: list[str] = []
     generation = Session(loaded).generate(TEXT, Sampling(max_new_tokens=12), pieces.append)

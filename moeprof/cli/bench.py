@@ -15,6 +15,7 @@ from moeprof.cli.progress import load_shown
 from moeprof.errors import CapacityError
 
 if TYPE_CHECKING:
+    from moeprof.checkpoint import Checkpoint
     from moeprof.runtime import LoadOptions
     from moeprof.runtime.bench import Case, Figure
     from moeprof.runtime.model import LoadedModel
@@ -67,6 +68,7 @@ def bench(
         moeprof bench --placement placements/demo.json
     """
     from moeprof.placement import check_free, read_placement, write_whole
+    from moeprof.runtime import planned_checkpoint
     from moeprof.runtime.bench import BenchPlan, cases_of
     from moeprof.runtime.bench import bench as measure
 
@@ -88,8 +90,9 @@ def bench(
         "num_threads": threads,
         "movable": True,
     }
-    loaded = load_shown(plan, model, options, quiet=as_json)
-    fed = _token_ids(loaded, text, prompt_tokens + decode_tokens)
+    checkpoint = planned_checkpoint(plan, model)
+    fed = _token_ids(checkpoint, text, prompt_tokens + decode_tokens)
+    loaded = load_shown(plan, checkpoint, options, quiet=as_json)
     cases = cases_of(plan, loaded.experts.expert_bytes, seed)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("bench", total=None)
@@ -110,13 +113,13 @@ def bench(
         typer.echo(f"wrote {output}", err=True)
 
 
-def _token_ids(loaded: "LoadedModel", text: Path | None, count: int) -> list[int]:
+def _token_ids(checkpoint: "Checkpoint", text: Path | None, count: int) -> list[int]:
     """The first tokens of a text; of the bundled texts, as many as are needed."""
     from moeprof.checkpoint import load_tokenizer
     from moeprof.demo import text_path
 
     files = sorted(text_path().glob("*/*.txt")) if text is None else [text]
-    tokenizer = load_tokenizer(loaded.checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint.path)
     found: list[int] = []
     for file in files:
         found += tokenizer(read_text(file, "--text"), verbose=False)["input_ids"]

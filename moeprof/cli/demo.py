@@ -33,7 +33,9 @@ def demo(
     steps = _steps(output, force)
     for number, (why, command) in enumerate(steps, start=1):
         typer.echo(f"\n[{number}/{len(steps)}] {why}\n$ moeprof {command}", err=True)
-        app(shlex.split(command), standalone_mode=False)
+        code = app(shlex.split(command), standalone_mode=False)
+        if code:
+            raise typer.Exit(code)
     typer.echo(
         f"\nDone in {time.monotonic() - begun:.0f} s. Look at the pictures in {output}/plots, and "
         "repeat any step by hand with the commands above.",

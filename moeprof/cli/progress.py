@@ -18,6 +18,7 @@ from rich.progress import (
 from moeprof.units import format_duration
 
 if TYPE_CHECKING:
+    from moeprof.checkpoint import Checkpoint
     from moeprof.placement import Placement
     from moeprof.runtime import LoadedModel, LoadOptions
 
@@ -121,7 +122,7 @@ class LoadBars(_Bars):
 
 
 def load_shown(
-    plan: "Placement", model: str | None, options: "LoadOptions", quiet: bool
+    plan: "Placement", model: "Checkpoint", options: "LoadOptions", quiet: bool
 ) -> "LoadedModel":
     """Load a model as `moeprof.runtime.load` does, with bars; see `LoadBars`."""
     from moeprof.runtime import load

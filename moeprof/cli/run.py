@@ -1,7 +1,10 @@
 """`moeprof run`: run a model with its experts where a placement says."""
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +14,9 @@ from rich.progress import Progress
 
 from moeprof.cli.options import Json, PlannedDenseFormat, Seed, read_text
 from moeprof.cli.progress import load_shown
-from moeprof.errors import MoeprofError
+from moeprof.errors import CapacityError, MoeprofError
+
+_EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 if TYPE_CHECKING:
     from moeprof.placement import Placement
@@ -88,9 +93,9 @@ def run(
     """Run a model with its experts where a placement says, and measure it.
 
     Give one of --prompt, --prompt-file, --chat and --replay. Generated text goes to standard
-    output, the report to standard error. A replay that does not hit exactly what its trace
-    predicts exits with 1, if trace and run are in float32; narrower types choose other experts now
-    and then.
+    output, the report to standard error; Ctrl-C ends the text, not the report. A replay that does
+    not hit exactly what its trace predicts exits with 1, if trace and run are in float32; narrower
+    types choose other experts now and then.
 
     Example:
         moeprof run --placement placements/demo.json --prompt "def main("
@@ -99,8 +104,8 @@ def run(
     if sum(given) != 1:
         raise typer.BadParameter("give one of --prompt, --prompt-file, --chat and --replay")
     from moeprof.placement import read_placement
-    from moeprof.runtime import Sampling, Session
 
+    sampling = _sampling(max_new_tokens, temperature, top_p, seed)
     plan = read_placement(placement)
     options: LoadOptions = {
         "device": device,
@@ -112,35 +117,92 @@ def run(
         "store": store,
         "tell": lambda line: typer.echo(line, err=True),
     }
+    is_interrupted = False
     if replay is not None:
         report = _replay(plan, replay, model, options, quiet=as_json)
     else:
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         text = prompt if prompt_file is None else read_text(prompt_file, "--prompt-file")
-        session = Session(load_shown(plan, model, options, quiet=as_json), compiled=not no_compile)
-        for note in session.sequence.notes:
-            typer.echo(f"note: {note}", err=True)
+        session = _session(plan, model, options, text, compiled=not no_compile, quiet=as_json)
         if text is None:
-            _chat(session, sampling, quiet=as_json)
+            is_interrupted = _chat(session, sampling, quiet=as_json)
         else:
-            session.generate(text, sampling, None if as_json else _write)
+            with _ended_by_ctrl_c(session):
+                generation = session.generate(text, sampling, None if as_json else _write)
             _end_line(as_json)
+            is_interrupted = generation.is_interrupted
         report = session.report()
     _show(report, as_json)
+    if is_interrupted:
+        raise typer.Exit(_EXIT_INTERRUPTED)
     if report.replay is not None and report.replay_is_exact and not report.replay.equal:
         raise typer.Exit(1)
+
+
+def _sampling(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> "Sampling":
+    from moeprof.runtime import Sampling
+
+    try:
+        return Sampling(max_new_tokens, temperature, top_p, seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _session(
+    plan: "Placement",
+    model: str | None,
+    options: "LoadOptions",
+    text: str | None,
+    *,
+    compiled: bool,
+    quiet: bool,
+) -> "Session":
+    """A loaded model, once it is known that it can continue the text, or chat without one."""
+    from moeprof.runtime import Prompts, Session, planned_checkpoint
+
+    checkpoint = planned_checkpoint(plan, model)
+    prompts = Prompts(checkpoint, plan.budget.context_tokens)
+    if text is None:
+        prompts.check_chat()
+    else:
+        prompts.text(text)
+    session = Session(load_shown(plan, checkpoint, options, quiet), compiled, prompts)
+    for note in session.sequence.notes:
+        typer.echo(f"note: {note}", err=True)
+    return session
+
+
+@contextmanager
+def _ended_by_ctrl_c(session: "Session") -> Iterator[None]:
+    """Let Ctrl-C end the generation after the token it is at, and a second one the program."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # as in a shell's background jobs
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        session.interrupt()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _replay(
     plan: "Placement", spec: str, model: str | None, options: "LoadOptions", quiet: bool
 ) -> "RunReport":
-    from moeprof.runtime import replay, select_documents
+    from moeprof.runtime import planned_checkpoint, replay, select_documents
+    from moeprof.runtime.replay import check_same_model
 
     selection = select_documents(spec)
+    checkpoint = planned_checkpoint(plan, model)
+    check_same_model(selection, checkpoint)
     options = {**options, "within_budget": False}
     if options["dtype"] == "auto":
         options = {**options, "dtype": selection.trace.metadata.capture.dtype}
-    loaded = load_shown(plan, model, options, quiet)
+    loaded = load_shown(plan, checkpoint, options, quiet)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replay", total=None)
         return replay(
@@ -148,25 +210,39 @@ def _replay(
         )
 
 
-def _chat(session: "Session", sampling: "Sampling", quiet: bool) -> None:
-    """Each line of standard input is a turn; its end ends the conversation."""
+def _chat(session: "Session", sampling: "Sampling", quiet: bool) -> bool:
+    """Each line of standard input is a turn; its end ends the conversation, and so does Ctrl-C.
+
+    A turn that does not fit the context any more is left out.
+
+    Returns:
+        Whether it was Ctrl-C.
+    """
     messages: list[dict[str, str]] = []
-    asking = sys.stdin.isatty()
-    while True:
-        if asking:
-            typer.echo("> ", nl=False, err=True)
-        line = _read_line()
-        if not line:
-            return
-        if not line.strip():
-            continue
-        messages.append({"role": "user", "content": line.rstrip("\n")})
-        answer = session.reply(messages, sampling, None if quiet else _write)
-        _end_line(quiet)
-        messages.append({"role": "assistant", "content": answer.text})
+    try:
+        while line := _read_line():
+            if not line.strip():
+                continue
+            asked = [*messages, {"role": "user", "content": line.rstrip("\n")}]
+            try:
+                with _ended_by_ctrl_c(session):
+                    answer = session.reply(asked, sampling, None if quiet else _write)
+            except CapacityError as error:
+                typer.echo(f"note: this turn is left out: {error}\nhint: {error.hint}", err=True)
+                continue
+            _end_line(quiet)
+            if answer.is_interrupted:
+                return True
+            messages = [*asked, {"role": "assistant", "content": answer.text}]
+    except KeyboardInterrupt:
+        typer.echo(err=True)
+        return True
+    return False
 
 
 def _read_line() -> str:
+    if sys.stdin.isatty():
+        typer.echo("> ", nl=False, err=True)
     try:
         line = sys.stdin.readline()
         line.encode("utf-8")

@@ -13,6 +13,11 @@ from moeprof.runtime.report import HOST_ONLY, ReplayReport, RunReport
 from moeprof.runtime.vram import VramReport
 from moeprof.units import format_ms, format_size
 
+_ENDED_EARLY = {
+    "context": "the text ends where the planned context does; plan with a larger --context",
+    "interrupt": "the text ends where it was interrupted",
+}
+
 
 def print_report(report: RunReport, console: Console) -> None:
     """Print tiers, phases with predicted beside measured, and the comparison with a trace."""
@@ -22,6 +27,9 @@ def print_report(report: RunReport, console: Console) -> None:
     if report.vram is not None:
         console.print(_vram(report.vram), highlight=False, soft_wrap=True)
     console.print(_phases(report))
+    if report.stopped_by in _ENDED_EARLY:
+        note = _ENDED_EARLY[report.stopped_by]
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     if report.layer_times is not None:
         _print_layer_times(report.layer_times, console)
     if report.replay is not None:

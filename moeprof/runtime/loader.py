@@ -89,8 +89,7 @@ def load(
         CapacityError: no such device, fewer processors than threads, a tier or the kept store does
             not fit, or the run would overrun its VRAM budget.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else _read(placement, model)
-    placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
+    checkpoint = planned_checkpoint(placement, model)
     device = resolve_device(options.get("device", "auto"))
     before = _allocated(device)
     if device.type == "cuda" and options.get("within_budget", True):
@@ -103,6 +102,33 @@ def load(
         vram = measure_vram(placement.budget, split.device, before, tensors + slots)
     facts = {field.name: getattr(split, field.name) for field in fields(split)}
     return LoadedModel(**facts, placement=placement, vram=vram)
+
+
+def planned_checkpoint(placement: Placement, model: str | Path | Checkpoint | None) -> Checkpoint:
+    """The files of the model that a placement is for; no weights.
+
+    Args:
+        placement: of the model.
+        model: as `load` takes it.
+
+    Raises:
+        PlacementError: the placement is for another checkpoint.
+        UnsupportedModelError: the model cannot be found or read.
+    """
+    if isinstance(model, Checkpoint):
+        checkpoint = model
+    else:
+        try:
+            checkpoint = read_checkpoint(placement.model.name if model is None else model)
+        except UnsupportedModelError as error:
+            if model is not None:
+                raise
+            raise UnsupportedModelError(
+                f"placement: its model is not there: {error}",
+                "name the model that the placement is for with --model",
+            ) from error
+    placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
+    return checkpoint
 
 
 def _check_dense(placement: Placement, checkpoint: Checkpoint, options: LoadOptions) -> None:
@@ -179,16 +205,6 @@ def _load(
         loaded.register_forward_pre_hook(lambda module, given: clock.begin_step())
     loaded.set_experts_implementation(IMPLEMENTATION)
     return SplitModel(loaded, checkpoint, experts, meter, place, element, dense_format)
-
-
-def _read(placement: Placement, model: str | Path | None) -> Checkpoint:
-    try:
-        return read_checkpoint(placement.model.name if model is None else model)
-    except UnsupportedModelError as error:
-        if model is not None:
-            raise
-        hint = "name the model that the placement is for with --model"
-        raise UnsupportedModelError(f"placement: its model is not there: {error}", hint) from error
 
 
 def _element_type(dtype: str, config: PretrainedConfig) -> torch.dtype:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from moeprof.checkpoint import Checkpoint
 from moeprof.errors import TraceError
 from moeprof.placement.tier import Tier
 from moeprof.runtime.meter import hits_by_tier
@@ -110,6 +111,21 @@ def predicted_assignments(selection: Selection) -> NDArray[np.int64]:
     return counts
 
 
+def check_same_model(selection: Selection, checkpoint: Checkpoint) -> None:
+    """Refuse documents that were not traced on this checkpoint.
+
+    Raises:
+        TraceError: the fingerprints differ.
+    """
+    traced = selection.trace.metadata.model
+    if traced.fingerprint != checkpoint.fingerprint:
+        raise TraceError(
+            f"{selection.trace.path}: traced on {traced.name} with fingerprint "
+            f"{traced.fingerprint}, but {checkpoint.name} has {checkpoint.fingerprint}",
+            "replay a trace of the model that the placement is for",
+        )
+
+
 def replay(
     loaded: LoadedModel, selection: Selection, progress: Progress | None = None
 ) -> RunReport:
@@ -123,14 +139,7 @@ def replay(
     Raises:
         TraceError: the trace is of another model.
     """
-    traced = selection.trace.metadata.model
-    if traced.fingerprint != loaded.checkpoint.fingerprint:
-        raise TraceError(
-            f"{selection.trace.path}: traced on {traced.name} with fingerprint "
-            f"{traced.fingerprint}, but {loaded.checkpoint.name} has "
-            f"{loaded.checkpoint.fingerprint}",
-            "replay a trace of the model that the placement is for",
-        )
+    check_same_model(selection, loaded.checkpoint)
     loaded.meter.collect()
     before = loaded.meter.assignments.copy()
     session = Session(loaded)

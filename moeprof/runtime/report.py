@@ -121,7 +121,7 @@ class RunReport:
         moe_layers: checkpoint indices of those layers.
         token_ids: generated tokens, over all prompts.
         text: generated text, over all prompts.
-        stopped_by: why the last generation ended: `eos`, `max_new_tokens` or `context`.
+        stopped_by: why the last generation ended: see `Generation`.
         replay: the comparison with a trace; None where none was replayed.
         vram: what loading took of the card beside the plan; None without a card.
         layer_times: where the time of decoding went; None where nobody asked.

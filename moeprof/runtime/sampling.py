@@ -1,5 +1,6 @@
 """Choosing the next token from logits, and turning tokens into text as they come."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        is_warm = 0 <= self.temperature < math.inf
+        if self.max_new_tokens < 1 or not is_warm or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"max_new_tokens must be positive, temperature at least 0 and top_p in (0, 1], "
-                f"got {self}"
+                "max_new_tokens must be positive, temperature finite and at least 0, top_p in "
+                f"(0, 1], got {self.max_new_tokens}, {self.temperature} and {self.top_p}"
             )
 
 

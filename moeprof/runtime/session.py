@@ -8,18 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-from moeprof.checkpoint import load_tokenizer
-from moeprof.errors import CapacityError, MoeprofError, UnsupportedModelError
 from moeprof.placement.manifest import Placement
-from moeprof.runtime.loader import LoadOptions, load
+from moeprof.runtime.loader import LoadOptions, load, planned_checkpoint
 from moeprof.runtime.model import LoadedModel
+from moeprof.runtime.prompts import Message, Prompts
 from moeprof.runtime.report import RunReport, make_report
 from moeprof.runtime.sampling import Sampler, Sampling, TextStream
 from moeprof.runtime.sequence import Sequence
 from moeprof.trace.schema import PHASES
 
-Message = dict[str, str]
 Write = Callable[[str], object]
+_INTERRUPT = "interrupt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +28,18 @@ class Generation:
     Attributes:
         token_ids: generated tokens; the last is the end token where that ended it.
         text: their text.
-        stopped_by: `eos`, `max_new_tokens`, or `context` where the planned context was full.
+        stopped_by: `eos`, `max_new_tokens`, `context` where the planned context was full, or
+            `interrupt`.
     """
 
     token_ids: tuple[int, ...]
     text: str
     stopped_by: str
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether `Session.interrupt` ended it."""
+        return self.stopped_by == _INTERRUPT
 
 
 class Session:
@@ -42,27 +47,30 @@ class Session:
 
     Attributes:
         loaded: the model.
+        prompts: turns texts into its tokens.
         generations: one for each prompt, in order.
 
     Args:
         loaded: a model from `load`.
         compiled: whether to compile the layers of a decode step on CUDA.
+        prompts: of the model, where they were needed before it was loaded.
     """
 
-    def __init__(self, loaded: LoadedModel, compiled: bool = True) -> None:
+    def __init__(
+        self, loaded: LoadedModel, compiled: bool = True, prompts: Prompts | None = None
+    ) -> None:
         self.loaded = loaded
+        context = loaded.placement.budget.context_tokens
+        self.prompts = prompts or Prompts(loaded.checkpoint, context)
         self._compiled = compiled
         self.generations: list[Generation] = []
         self._seconds = [0.0] * len(PHASES)
+        self._is_interrupted = False
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:  # noqa: ANN401
-        """The model's tokenizer.
-
-        Raises:
-            UnsupportedModelError: the checkpoint has none.
-        """
-        return load_tokenizer(self.loaded.checkpoint.path)
+        """See `Prompts.tokenizer`."""
+        return self.prompts.tokenizer
 
     @cached_property
     def sequence(self) -> Sequence:
@@ -81,7 +89,7 @@ class Session:
         Raises:
             MoeprofError: the prompt has no tokens, or fills the planned context.
         """
-        return self._continue(self.tokenizer(prompt)["input_ids"], sampling, write)
+        return self._continue(self.prompts.text(prompt), sampling, write)
 
     def reply(
         self, messages: list[Message], sampling: Sampling, write: Write | None = None
@@ -97,15 +105,11 @@ class Session:
             UnsupportedModelError: the tokenizer has no chat template.
             CapacityError: the conversation fills the planned context.
         """
-        if not self.tokenizer.chat_template:
-            raise UnsupportedModelError(
-                f"{self.loaded.checkpoint.name}: its tokenizer has no chat template",
-                "continue a text with --prompt instead",
-            )
-        token_ids = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-        return self._continue(token_ids, sampling, write)
+        return self._continue(self.prompts.conversation(messages), sampling, write)
+
+    def interrupt(self) -> None:
+        """End the generation that is running after the token it is at; for signal handlers."""
+        self._is_interrupted = True
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -129,15 +133,7 @@ class Session:
     def _continue(
         self, token_ids: list[int], sampling: Sampling, write: Write | None
     ) -> Generation:
-        context = self.loaded.placement.budget.context_tokens
-        if not token_ids:
-            raise MoeprofError("prompt: has no tokens", "give a text to continue")
-        if len(token_ids) >= context:
-            raise CapacityError(
-                f"prompt: has {len(token_ids)} tokens, the placement was planned for a context "
-                f"of {context}",
-                f"plan again with --context {2 * len(token_ids)}, or shorten the prompt",
-            )
+        self._is_interrupted = False
         pieces: list[str] = []
 
         def keep(piece: str) -> None:
@@ -165,6 +161,8 @@ class Session:
         with self.timed(PHASES[1]):
             while generated[-1] not in ends:
                 push(generated[-1])
+                if self._is_interrupted:
+                    return generated, _INTERRUPT
                 if len(generated) == limit:
                     return generated, "context" if limit == room else "max_new_tokens"
                 generated.append(sampler.draw(sequence.step(generated[-1])))
@@ -200,8 +198,12 @@ def run(
     Raises:
         PlacementError: the placement is for another checkpoint, or uses the nvme tier.
         UnsupportedModelError: the model cannot be found or run.
-        CapacityError: no such device, a tier does not fit, or the prompt fills the context.
+        CapacityError: as `load`, or the prompt fills the context.
+        MoeprofError: the prompt has no tokens.
     """
-    session = Session(load(placement, model, **options))
+    checkpoint = planned_checkpoint(placement, model)
+    prompts = Prompts(checkpoint, placement.budget.context_tokens)
+    prompts.text(prompt)
+    session = Session(load(placement, checkpoint, **options), prompts=prompts)
     session.generate(prompt, sampling or Sampling())
     return session.report()

@@ -1,0 +1,79 @@
+"""Texts and conversations as tokens that fit a plan; none of it needs the model's weights."""
+
+from functools import cached_property
+from typing import Any
+
+from moeprof.checkpoint import Checkpoint, load_tokenizer
+from moeprof.errors import CapacityError, MoeprofError, UnsupportedModelError
+
+Message = dict[str, str]
+
+
+class Prompts:
+    """What a model can be asked under a plan.
+
+    Args:
+        checkpoint: of the model.
+        context_tokens: that the plan has room for, prompt and generated together.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, context_tokens: int) -> None:
+        self._checkpoint = checkpoint
+        self._context_tokens = context_tokens
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401
+        """The model's tokenizer.
+
+        Raises:
+            UnsupportedModelError: the checkpoint has none.
+        """
+        return load_tokenizer(self._checkpoint.path)
+
+    def text(self, prompt: str) -> list[int]:
+        """The tokens of a text to continue.
+
+        Raises:
+            MoeprofError: it has none, or fills the planned context.
+        """
+        token_ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"]
+        if not token_ids:
+            raise MoeprofError("prompt: has no tokens", "give a text to continue")
+        return self._fitting("prompt", token_ids, "shorten the prompt")
+
+    def conversation(self, messages: list[Message]) -> list[int]:
+        """The tokens of a conversation that is to be answered, through the chat template.
+
+        Args:
+            messages: each with `role` and `content`.
+
+        Raises:
+            UnsupportedModelError: the tokenizer has no chat template.
+            CapacityError: the conversation fills the planned context.
+        """
+        self.check_chat()
+        token_ids: list[int] = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return self._fitting("conversation", token_ids, "say less, or begin a new conversation")
+
+    def check_chat(self) -> None:
+        """Refuse a model that no conversation can be had with.
+
+        Raises:
+            UnsupportedModelError: the tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise UnsupportedModelError(
+                f"{self._checkpoint.name}: its tokenizer has no chat template",
+                "continue a text with --prompt instead",
+            )
+
+    def _fitting(self, what: str, token_ids: list[int], remedy: str) -> list[int]:
+        if len(token_ids) >= self._context_tokens:
+            raise CapacityError(
+                f"{what}: has {len(token_ids)} tokens, the placement was planned for a context of "
+                f"{self._context_tokens}",
+                f"{remedy}, or plan again with --context {2 * len(token_ids)}",
+            )
+        return token_ids
