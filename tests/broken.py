@@ -143,7 +143,7 @@ def _layer_expert_csv(folder: Path) -> list[tuple[str, object, str]]:
         ("expert of 8", f"{head}1,8,4\n", "line 2: expert 8, the model has 8"),
         ("no layer", "expert,count\n0,1\n", "no column 'layer'"),
         ("impossible", f"{head}1,0,9\n1,1,1\n", "expert 0 was chosen 9 times by 5 tokens"),
-        ("nothing", f"{head}1,0,0\n", "count no assignments"),
+        ("nothing", f"{head}1,0,0\n", "counts no assignments"),
         ("no rows", head, "has a header and no rows"),
         ("empty", b"", "is empty"),
     ]

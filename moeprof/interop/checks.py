@@ -22,11 +22,13 @@ def check_tokens(documents: Sequence[Tokens], shape: ModelShape) -> None:
     """Check the rows of every document.
 
     Raises:
-        TraceError: there is no token, or documents differ in layers or slots, or an id is out of
-            range or stands twice in a row, or a position does.
+        TraceError: no token chose an expert, documents differ in layers or slots, an id is out of
+            range or stands twice in a row, or a position stands twice.
     """
-    if not any(tokens.num_tokens for tokens in documents):
-        raise TraceError("the files hold no tokens", "name files with routing")
+    if not any((tokens.experts != NO_EXPERT).any() for tokens in documents):
+        raise TraceError(
+            f"{documents[0].name}: no token chose an expert", "name files with routing"
+        )
     for tokens in documents:
         num_layers, _, slots = tokens.experts.shape
         if (num_layers, slots) != (shape.num_moe_layers, shape.top_k):
@@ -138,7 +140,7 @@ def check_counts(counted: Sequence[Counted], shape: ModelShape) -> bool:
             experts for each token.
     """
     if not any(entry.counts.any() for entry in counted):
-        raise TraceError("the files count no assignments", "name files with routing")
+        raise TraceError(f"{counted[0].name}: counts no assignments", "name files with routing")
     complete, total = True, 0
     for entry in counted:
         expected = (shape.num_moe_layers, shape.num_experts)

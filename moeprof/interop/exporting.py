@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.errors import TraceError
+from moeprof.errors import TraceError, WriteError
 from moeprof.interop.source import Tokens
 from moeprof.trace import Trace
 
@@ -17,7 +17,6 @@ _CLAIMS = {
     "documents": "this format would make one document of its tokens",
     "phase": "this format would give its tokens a phase",
 }
-_ELSEWHERE = "free space, or choose another -o"
 
 
 def documents_of(trace: Trace, claims: Sequence[str]) -> list[Tokens]:
@@ -84,13 +83,14 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Say what the disk refuses.
 
     Raises:
-        TraceError: something inside the block raised OSError.
+        WriteError: something inside the block raised OSError.
     """
     try:
         yield
     except OSError as error:
-        raise TraceError(
-            f"{path}: cannot be written ({error.strerror or error})", _ELSEWHERE
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error})",
+            "free space, or write elsewhere",
         ) from error
 
 
@@ -99,7 +99,7 @@ def written(path: Path) -> Iterator[IO[str]]:
     """A text file to write.
 
     Raises:
-        TraceError: it cannot be written.
+        WriteError: it cannot be written.
     """
     with disk_errors(path), path.open("w", encoding="utf-8") as stream:
         yield stream

@@ -15,6 +15,7 @@ Source: github.com/ggml-org/llama.cpp, tools/imatrix/imatrix.cpp, `save_imatrix`
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ _EXPERTS = re.compile(r"blk\.(\d{1,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weigh
 _DENSE = re.compile(r"blk\.(\d{1,5})\.(?!.*_exps)[\w.]+\.weight\.counts")
 # From here on float32, in which the counts are stored, skips integers.
 _INEXACT = 2**24
+# What the reader raises on bytes that no writer wrote, by mutating files that one did.
+_DAMAGED = (ValueError, LookupError, OverflowError, MemoryError, RecursionError)
 _INSTALL = "install it with: pip install 'moeprof[import]'"
 _EXPECTED = "name a file of: llama-imatrix --output-format gguf"
 _PREFILL = 0
@@ -113,15 +116,25 @@ def _opened(path: Path) -> tuple[object, list[tuple[str, str, NDArray[np.generic
         from gguf import GGUFReader
     except ImportError as error:
         raise TraceError("imatrix files are read with the package gguf", _INSTALL) from error
+
+    class Bounded(GGUFReader):  # type: ignore[misc]
+        """Does not read on for as long as a damaged length says when the file has ended."""
+
+        def _get(self, offset: int, dtype: type, count: int = 1, **more: str) -> NDArray[Any]:
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError("it ends early")
+            found: NDArray[Any] = super()._get(offset, dtype, count, **more)
+            return found
+
     try:
-        reader = GGUFReader(path)
+        reader = Bounded(path)
         kind = reader.get_field("general.type")
         counting = [one for one in reader.tensors if one.name.endswith(".counts")]
         tensors = [(one.name, one.tensor_type.name, one.data) for one in counting]
         return None if kind is None else kind.contents(), tensors
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+    except _DAMAGED as error:
         raise TraceError(
             f"{path}: not a readable GGUF file ({shown(str(error))})",
             f"{_EXPECTED}; .dat files have no counts",

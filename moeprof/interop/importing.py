@@ -44,7 +44,7 @@ def import_trace(
         output: the trace directory; it appears only when the trace is complete and checked.
         facts: what the files do not say.
         force: replace a trace that is there.
-        tell: called with each sentence that the user should know.
+        tell: called with each sentence that the user of the trace should know.
 
     Returns:
         The finished trace.
@@ -65,12 +65,15 @@ def import_trace(
     check_free = partial(_check_free, force=force)
     with said_of_output(output, _DOING):
         check_free(output)
-    source, model, origin = _read(format_name, files, facts, tell)
+    notes: list[str] = []
+    source, model, origin = _read(format_name, files, facts, notes.append)
     with placed(output, check_free, _DOING) as unfinished:
         if source.counted:
             _write_counted(unfinished, source, model, facts, origin)
         else:
             _write_tokens(unfinished, source, model, facts, origin)
+    for note in notes:
+        tell(note)
     return open_trace(output)
 
 

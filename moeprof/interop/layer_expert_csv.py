@@ -38,7 +38,7 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
     layers = np.unique(np.concatenate([table.ints("layer") for table in tables]))
     num_experts = facts.num_experts or (facts.model and facts.model.shape.num_experts)
     num_experts = num_experts or _listed_experts(tables)
-    check_cells(layers.tolist(), num_experts)
+    check_cells(layers.tolist(), num_experts, files[0].name)
     counted = []
     for table in tables:
         layer, expert = table.ints("layer"), table.ints("expert")

@@ -211,9 +211,9 @@ def write(trace: Trace, folder: Path) -> None:
     """
     documents = documents_of(trace, ("order",))
     kind = np.int16 if trace.shape.num_experts <= 2**15 else np.int32
-    experts = np.concatenate([tokens.experts for tokens in documents], axis=1).astype(kind)
-    # The cast to int16 makes -1 of NO_EXPERT, the one to int32 does not.
-    experts[experts == NO_EXPERT] = -1
+    stored = np.concatenate([tokens.experts for tokens in documents], axis=1)
+    experts = stored.astype(kind)
+    experts[stored == NO_EXPERT] = -1
     parts = [tokens.weights for tokens in documents if tokens.weights is not None]
     weights = np.concatenate(parts, axis=1) if len(parts) == len(documents) else None
     top_k = trace.shape.top_k

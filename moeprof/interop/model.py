@@ -43,7 +43,7 @@ def imported_model(
         facts: by the user.
         num_rows: layers in the files (L).
         least_top_k: slots in the files' rows; None where they hold counts.
-        name: of the model where nobody names it.
+        name: of the first file; of the model, too, where nobody names it.
 
     Raises:
         TraceError: something needed was not said by anybody, or two of them contradict.
@@ -74,16 +74,16 @@ def imported_model(
             "correct --moe-layers or --model",
         )
     experts = _needed(num_experts, "how many experts a layer has", "--num-experts N")
-    check_cells(layers, experts)
+    check_cells(layers, experts, name)
     chosen = _needed(top_k, "how many experts a token chooses", "--top-k K")
     if not 1 <= chosen <= experts:
         raise TraceError(
-            f"{chosen} experts chosen of {experts}, expected 1 to {experts}",
+            f"{name}: {chosen} experts chosen per token and layer, expected 1 to {experts}",
             "correct --top-k or --num-experts, or name the right files",
         )
     sizes = _sizes(stated, facts, known, num_rows)
     dense_bytes = (stated.dense_bytes or 0) if known is None else known.dense_bytes
-    _check_bytes(sizes or (1,), experts, dense_bytes)
+    _check_bytes(sizes or (1,), experts, dense_bytes, name)
     shape = ModelShape(
         model_type=facts.model_type
         or stated.model_type
@@ -108,37 +108,41 @@ def imported_model(
     return ImportedModel(identity, shape, frozenset(missing), tuple(notes))
 
 
-def check_cells(layers: Sequence[int], num_experts: int) -> None:
+def check_cells(layers: Sequence[int], num_experts: int, name: str) -> None:
     """Refuse layers and experts that a trace does not hold.
 
     Args:
         layers: checkpoint indices, ascending.
         num_experts: experts of each.
+        name: of the file.
 
     Raises:
         TraceError: there are too many of one or of both.
     """
     remedy = "name the right files, or correct --num-experts or --moe-layers"
     if not 1 <= num_experts <= MAX_EXPERTS:
-        raise TraceError(f"{num_experts} experts of a layer, expected 1 to {MAX_EXPERTS}", remedy)
+        raise TraceError(
+            f"{name}: {num_experts} experts of a layer, expected 1 to {MAX_EXPERTS}", remedy
+        )
     if layers[-1] > MAX_LAYER:
-        raise TraceError(f"layer {layers[-1]}, expected 0 to {MAX_LAYER}", remedy)
+        raise TraceError(f"{name}: layer {layers[-1]}, expected 0 to {MAX_LAYER}", remedy)
     if len(layers) * num_experts > _MAX_CELLS:
         raise TraceError(
-            f"{len(layers)} layers of {num_experts} experts, expected at most {_MAX_CELLS} experts "
-            "in all",
+            f"{name}: {len(layers)} layers of {num_experts} experts, expected at most {_MAX_CELLS} "
+            "experts in all",
             remedy,
         )
 
 
-def _check_bytes(sizes: Sequence[int], num_experts: int, dense_bytes: int) -> None:
+def _check_bytes(sizes: Sequence[int], num_experts: int, dense_bytes: int, name: str) -> None:
     if min(sizes) <= 0:
         raise TraceError(
-            f"an expert of {min(sizes)} bytes, expected at least 1", "correct --expert-bytes"
+            f"{name}: an expert of {min(sizes)} bytes, expected at least 1",
+            "correct --expert-bytes",
         )
     if sum(sizes) * num_experts + dense_bytes > _MAX_BYTES:
         raise TraceError(
-            f"a model of {sum(sizes) * num_experts + dense_bytes:.4g} bytes, expected at most "
+            f"{name}: a model of {sum(sizes) * num_experts + dense_bytes} bytes, expected at most "
             f"{_MAX_BYTES}",
             "correct --expert-bytes, or name the right files",
         )

@@ -28,7 +28,8 @@ def placed(output: Path, check_free: Callable[[Path], None], doing: str) -> Iter
         for folder in reversed([one for one in target.parents if not one.exists()]):
             folder.mkdir(exist_ok=True)
             undo.callback(_remove_empty, folder)
-        staging = Path(mkdtemp(prefix=f".{target.name}.", suffix=".unfinished", dir=target.parent))
+        prefix = f".{target.name[:100]}."
+        staging = Path(mkdtemp(prefix=prefix, suffix=".unfinished", dir=target.parent))
         undo.callback(shutil.rmtree, staging, ignore_errors=True)
         unfinished, replaced = staging / "new", staging / "replaced"
         yield unfinished

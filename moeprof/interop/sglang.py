@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from moeprof.errors import TraceError
 from moeprof.interop.ktransformers import KEY, counted_source
 from moeprof.interop.source import Facts, Source, Stated, Tokens
-from moeprof.interop.text import shown
 from moeprof.interop.torch_files import integers, load
 from moeprof.interop.values import checked_ids, checked_uint32, summed
 from moeprof.trace.schema import NO_EXPERT
@@ -60,7 +59,13 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
             f"{stat[0]}: has {KEY}, other files have not", "import files of one mode together"
         )
     records = [_records(path, document) for path, document in opened]
-    if all(_IDS in record for forwards in records for record in forwards):
+    modes = {_IDS in record for forwards in records for record in forwards}
+    if len(modes) > 1:
+        raise TraceError(
+            f"{files[0]}: some records have {_IDS}, others have not",
+            "import files of one mode together",
+        )
+    if modes == {True}:
         return _per_token(
             [_file(*one, forwards) for one, forwards in zip(opened, records, strict=True)]
         )
@@ -205,9 +210,9 @@ def _spans(
     """The tokens of each request in a forward, and [T] uint8 which of them are decoded."""
     mode = record.get("forward_mode")
     if not isinstance(mode, int) or mode not in (_EXTEND, _DECODE, _MIXED, _IDLE):
+        found = mode if isinstance(mode, int | None) else type(mode).__name__
         raise TraceError(
-            f"{where}: forward_mode {shown(repr(mode))}, expected 1 (extend), 2 (decode) or 3 "
-            "(both)",
+            f"{where}: forward_mode {found}, expected 1 (extend), 2 (decode) or 3 (both)",
             "record without speculative decoding",
         )
     if mode == _DECODE:

@@ -1,6 +1,7 @@
 """Opening files of torch.save without running code that they may hold."""
 
 import pickle
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ _WHAT = "name a file of SGLang's expert distribution recorder"
 # What torch.load raises on bytes that torch.save did not write, by mutating files that it did.
 _DAMAGED = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError,
-    AssertionError, MemoryError, ImportError,
+    AssertionError, MemoryError, ImportError, struct.error,
 )  # fmt: skip
 
 
@@ -34,8 +35,8 @@ def load(path: Path) -> dict[str, Any]:
             document = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TraceError(
-            f"{path}: holds more than tensors and plain values, and is not opened, since that "
-            "could run code",
+            f"{path}: is no file of torch.save with tensors and plain values alone, and is not "
+            "read further, since that could run code",
             _WHAT,
         ) from error
     except OSError as error:
@@ -54,13 +55,15 @@ def integers(value: Any, where: str, num_axes: tuple[int, ...]) -> NDArray[np.in
     Raises:
         TraceError: it is no such tensor, has another number of axes, or a number beyond int64.
     """
+    expected = f"expected whole numbers in {' or '.join(map(str, num_axes))} axes"
+    if value is None:
+        raise TraceError(f"{where}: absent, {expected}", "record it anew")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TraceError(f"{where}: no tensor of numbers", "record it anew") from error
-    expected = f"expected whole numbers in {' or '.join(map(str, num_axes))} axes"
+        raise TraceError(f"{where}: no tensor of numbers, {expected}", "record it anew") from error
     if array.dtype.kind not in "iuf" or array.ndim not in num_axes:
         kind = "no numbers" if array.dtype.kind in "OUSV" else f"{array.dtype}"
         raise TraceError(

@@ -25,6 +25,8 @@ docs.vllm.ai/en/latest/training/routed_experts; github.com/vllm-project/vllm/pul
 import base64
 import io
 import json
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +47,7 @@ from moeprof.trace.schema import NO_EXPERT
 # What numpy raises on bytes that it did not write, by mutating those that it did.
 _DAMAGED = (
     ValueError, OSError, EOFError, OverflowError, TypeError, LookupError, MemoryError,
-    NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _PROMPT, _ROUTED = "prompt_routed_experts", "routed_experts"
 _EXPECTED = "name responses of vllm serve --enable-return-routed-experts, or their arrays as .npz"
@@ -107,8 +109,7 @@ def _object(where: str, entry: object) -> Mapping[str, Any]:
 def _arrays(path: Path) -> Mapping[str, Any]:
     """The arrays of a .npz in the form of a response."""
     try:
-        with np.load(io.BytesIO(content(path)), allow_pickle=False) as archive:
-            found = dict(archive)
+        found = _loaded(content(path))
     except _DAMAGED as error:
         reason = shown(str(error))
         raise TraceError(f"{path}: not a readable .npz file ({reason})", _EXPECTED) from error
@@ -119,6 +120,14 @@ def _arrays(path: Path) -> Mapping[str, Any]:
     return {"choices": [choice]} | {
         name: found[name] for name in found if name.startswith("prompt")
     }
+
+
+def _loaded(data: bytes) -> Any:  # noqa: ANN401
+    """The array of a .npy, or those of a .npz by name; numpy's remarks on odd headers are muted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else dict(found)
 
 
 def _documents(name: str, response: Mapping[str, Any]) -> Iterator[Tokens]:
@@ -252,8 +261,7 @@ def _ids(where: str, value: object) -> NDArray[np.uint16] | None:
         return None
     try:
         if isinstance(value, str):
-            raw = io.BytesIO(base64.b64decode(value, validate=True))
-            array = np.load(raw, allow_pickle=False)
+            array = np.asarray(_loaded(base64.b64decode(value, validate=True)))
         else:
             array = np.asarray(value)
     except _DAMAGED as error:
@@ -297,8 +305,8 @@ def _response(tokens: Tokens, with_ids: bool) -> dict[str, Any]:
         )
     num_layers, _, slots = tokens.experts.shape
     rows = np.full((length, num_layers, slots), -1, np.int32)
-    chosen = tokens.experts.transpose(1, 0, 2)
-    rows[position] = np.where(chosen == NO_EXPERT, -1, chosen)
+    rows[position] = tokens.experts.transpose(1, 0, 2)
+    rows[rows == NO_EXPERT] = -1
     after = prompt_length(tokens)
     prompt = int(position[after]) if after < tokens.num_tokens else length
     choice: dict[str, Any] = {_ROUTED: rows[prompt:].tolist()}
