@@ -81,11 +81,35 @@ def test_wrong_input_is_refused_and_leaves_nothing(
     assert not path.exists()
 
 
-@pytest.mark.parametrize("options", [("--model", "some/model"), ("--format", "q3_k")])
-def test_wrong_usage_is_told_from_failure(options: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--model", "some/model"), "--model needs a budget"),
+        (("--format", "q3_k"), "'q3_k' is not one of"),
+        (("--sweep", "vram=1MB..9MB"), "--sweep: asks about a budget"),
+        (("--context", "100"), "--context: asks about a budget"),
+        (("--plan", "placements/demo.json", "--device-context", "0"), "asks about a budget"),
+    ],
+)
+def test_wrong_usage_is_told_from_failure(
+    options: tuple[str, ...], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "report.html"
     assert run("traces/demo", "-o", path, *options) == 2
+    assert named in capsys.readouterr().err
     assert not path.exists()
+
+
+def test_ram_that_is_too_small_for_caches_leaves_the_section_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All 9 MiB of experts do not fit into 7 MB; those that VRAM does not hold do."""
+    path = tmp_path / "report.html"
+    machine = ("--gpu", "RTX 3090", "--ram", "ddr5-6000x2:7MB", "--device-context", 0)
+    options = ("--vram", "7MB", "--sweep", "vram=7MB..8MB:2", "--resamples", 2)
+    assert run("traces/demo", *machine, *options, "-o", path) == 0, capsys.readouterr().err
+    page = path.read_text(encoding="utf-8")
+    assert "Ram: the experts that it has to hold take " in page
 
 
 def test_a_folder_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

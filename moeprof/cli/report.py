@@ -17,7 +17,7 @@ from moeprof.cli.machine import (
     vram_bytes,
 )
 from moeprof.cli.options import Force, RunFormat, Seed, TraceArgument, check_format
-from moeprof.errors import TraceError
+from moeprof.errors import CapacityError, TraceError
 
 if TYPE_CHECKING:
     from moeprof.plan import Advice, PlanRequest
@@ -108,7 +108,9 @@ def report(
     )
     advice = None
     # A plan alone brings its own predictions.
-    if budget is not None and any(option is not None for option in (vram, model, profile)):
+    if budget is None or all(option is None for option in (vram, model, profile)):
+        _refuse_without_budget(sweep=sweep, context=context, device_context=device_context)
+    else:
         driver = device_context_bytes(device_context, profile)
         request = replace(request, device_context_bytes=driver)
         advice = _advice(opened, model, request, sweep)
@@ -127,6 +129,16 @@ def report(
     )
     write_whole(output, page.encode())
     typer.echo(f"wrote {output}", err=True)
+
+
+def _refuse_without_budget(**given: object) -> None:
+    """Refuse options that say nothing where no ways to use a budget are compared."""
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(
+                "asks about a budget: name one with --vram 24GB, or a model or machine with --plan",
+                param_hint=f"--{name.replace('_', '-')}",
+            )
 
 
 def _advice(
@@ -154,7 +166,7 @@ def _simulation(trace: "Trace", request: "PlanRequest") -> "tuple[Simulation | N
 
     try:
         return simulate(trace, simulation_request(trace, request)), ""
-    except TraceError as error:
+    except (CapacityError, TraceError) as error:
         return None, str(error).removeprefix(f"{trace.path}: ")
 
 

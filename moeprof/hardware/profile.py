@@ -12,6 +12,8 @@ from moeprof.errors import CapacityError
 
 FORMAT = "moeprof-hardware"
 FORMAT_VERSION = 1
+_MEASURE = "make one with: moeprof hardware MODEL -o FILE"
+_MEND = "mend the file, or measure anew with: moeprof hardware MODEL -o FILE"
 SOURCES = ("measured", "data-sheet")
 TIERS = ("vram", "ram", "nvme")
 LINKS = ("ram-vram", "nvme-ram")
@@ -141,7 +143,7 @@ def read_hardware(path: str | Path) -> HardwareProfile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CapacityError(
-            f"{path}: cannot be read ({error})", "make one with: moeprof hardware MODEL -o FILE"
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})", _MEASURE
         ) from error
     return parse_hardware(text, str(path))
 
@@ -155,20 +157,21 @@ def parse_hardware(text: str, where: str) -> HardwareProfile:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CapacityError(f"{where}: not valid JSON ({error})") from error
+        raise CapacityError(f"{where}: not valid JSON ({error})", _MEASURE) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise CapacityError(f"{where}: not a moeprof hardware profile")
+        raise CapacityError(f"{where}: not a moeprof hardware profile", _MEASURE)
     if document.get("format_version") != FORMAT_VERSION:
         raise CapacityError(
             f"{where}: format version {json.dumps(document.get('format_version'))}, "
-            f"this moeprof reads {FORMAT_VERSION}"
+            f"this moeprof reads {FORMAT_VERSION}",
+            _MEASURE,
         )
     names = {field.name for field in dataclasses.fields(HardwareProfile)}
     optional = frozenset({"dense_batch_time"})
     entry = _Entry(where, document, (names - optional) | {"format", "format_version"}, optional)
     tiers = entry.of_names("tiers", TIERS)
     if missing := {"vram", "ram"} - set(tiers):
-        raise CapacityError(f"{where}: tiers: {' and '.join(sorted(missing))} missing")
+        raise CapacityError(f"{where}: tiers: {' and '.join(sorted(missing))} missing", _MEND)
     links = entry.of_names("links", LINKS)
     return HardwareProfile(
         name=entry.text("name"),
@@ -192,13 +195,13 @@ class _Entry:
     ) -> None:
         self.where = where
         if not isinstance(entry, dict):
-            raise CapacityError(f"{where}: expected an object")
+            raise CapacityError(f"{where}: expected an object", _MEND)
         for name in entry:
             if name not in names | optional:
                 raise CapacityError(f"{where}: unknown field {name!r}", "remove it")
         for name in sorted(names):
             if name not in entry:
-                raise CapacityError(f"{where}: field {name!r} is missing")
+                raise CapacityError(f"{where}: field {name!r} is missing", _MEND)
         self.entry: dict[str, Any] = entry
 
     def inside(self, name: str) -> str:
@@ -206,7 +209,7 @@ class _Entry:
 
     def wrong(self, name: str, expected: str) -> CapacityError:
         got = json.dumps(self.entry[name], ensure_ascii=False)
-        return CapacityError(f"{self.inside(name)}: is {got}, expected {expected}")
+        return CapacityError(f"{self.inside(name)}: is {got}, expected {expected}", _MEND)
 
     def text(self, name: str) -> str:
         value = self.entry[name]

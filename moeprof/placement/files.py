@@ -93,7 +93,7 @@ def check_free(path: Path, force: bool) -> None:
         PlacementError: something is at `path` and `force` is false, or it is a folder.
     """
     if path.is_dir():
-        raise PlacementError(f"{path}: is a folder", f"name a file: -o {path}/NAME.json")
+        raise PlacementError(f"{path}: is a folder", f"name a file in it: -o {path}/NAME")
     if path.exists() and not force:
         raise PlacementError(f"{path}: already exists", "choose another -o, or add --force")
 
