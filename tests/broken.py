@@ -2,15 +2,12 @@
 
 import gzip
 import json
-import pickle
+import re
 from pathlib import Path
 
+import broken_tensors
 import foreign
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from foreign import NUM_EXPERTS, make_routing
+from foreign import make_routing
 
 PROMPT, DECODED = make_routing(5), make_routing(4, seed=1)
 Cases = dict[str, tuple[Path, str]]
@@ -23,11 +20,11 @@ def broken_files(name: str, folder: Path) -> Cases:
         "tok-layers": _tok_layers,
         "topk-csv": _topk_csv,
         "layer-expert-csv": _layer_expert_csv,
-        "imatrix": _imatrix,
-        "sglang": _sglang,
-        "vllm": _vllm,
-        "ktransformers": _ktransformers,
-        "parquet": _parquet,
+        "imatrix": broken_tensors.imatrix,
+        "sglang": broken_tensors.sglang,
+        "vllm": broken_tensors.vllm,
+        "ktransformers": broken_tensors.ktransformers,
+        "parquet": broken_tensors.parquet,
     }[name](folder)
     cases: Cases = {}
     for number, (what, content, message) in enumerate(made):
@@ -53,6 +50,12 @@ def _route_trace(folder: Path) -> list[tuple[str, object, str]]:
     def cell(what: str, row: int, column: int, value: str, message: str) -> tuple[str, str, str]:
         return what, changed(row, column, value), f"line {first + row + 1}: {message}"
 
+    def without(begin: int, end: int) -> str:
+        return "\n".join([*lines[: first + begin], *lines[first + end :]])
+
+    def stating(name: str, value: str) -> str:
+        return re.sub(rf"{name}=\d+", f"{name}={value}", good)
+
     ragged = [*lines]
     ragged[first + 4] += ",1,2"
     packed = gzip.compress(good.encode())
@@ -70,6 +73,36 @@ def _route_trace(folder: Path) -> list[tuple[str, object, str]]:
         ("two phases", changed(len(lines) - first - 1, 1, "0"), "is of prefill and of decode"),
         ("ragged", "\n".join(ragged), f"line {first + 5}: 12 fields, expected 10"),
         ("cut line", good[:-12], "fields, expected 10"),
+        ("cut in a layer", "\n".join(lines[:-1]), "turn 0, step 8 has 1 of 2 slots in layer 3"),
+        ("cut in a step", "\n".join(lines[:-2]), "turn 0, step 8 has rows in 2 of 3 layers"),
+        ("lost lines", without(24, 26), f"line {first + 26}: turn 0, step 5 has rows in 2 of 3"),
+        ("lost line", without(1, 2), "line 18: turn 0, step 0 has 1 of 2 slots in layer 1"),
+        ("lost prompt", without(21, 22), "turn 0, step 4 has 1 of 2 slots in layer 3"),
+        ("cut in the prompt", "\n".join(lines[: first + 9]), "no rows of layer 2 to 3"),
+        ("no slots", stating("n_expert_used", "0"), "line 2: n_expert_used is 0, the rows have 2"),
+        ("negative slots", stating("n_expert_used", "-1"), "line 2: n_expert_used is '-1'"),
+        ("slots beyond rows", stating("n_expert_used", "3"), "line 2: n_expert_used is 3"),
+        ("absurd slots", stating("n_expert_used", str(10**9)), "n_expert_used is 1000000000"),
+        ("no experts", stating("n_expert", "0"), "0 experts of a layer, expected 1 to 65535"),
+        ("absurd experts", stating("n_expert", str(10**9)), "1000000000 experts of a layer"),
+        (
+            "absurd bytes",
+            re.sub(r"bytes=\d000", f"bytes={'9' * 18}", good),
+            "a model of 24000000000000000016",
+        ),
+        cell("weight inf", 1, 6, "inf", "weight is inf, expected a number of at most 65504"),
+        cell("weight -inf", 1, 6, "-inf", "weight is -inf, expected a number"),
+        cell("weight beyond float16", 1, 6, "65520", "weight is 65520.0, expected a number"),
+        cell("position beyond 32 bits", 1, 2, str(2**32), "step is 4294967296, expected 0 to"),
+        cell("layer of 70000", 1, 3, "70000", "layer is 70000, expected 0 to 65534"),
+        ("long field", good + "0,1,9,1,0," + "1" * 200_000 + ",nan,1,0,0", "no line of comma-sep"),
+        ("stray return", good + "0,1,9,1\r,0,1,nan,1,0,0", "no line of comma-separated numbers"),
+        (
+            "column twice",
+            good.replace("slot,expert,", "slot,slot,expert,", 1),
+            "has 2 columns 'slot",
+        ),
+        ("UTF-16", good.encode("utf-16"), "UTF-16 text, expected UTF-8"),
         ("no magic", "\n".join(lines[1:]), "line 1: begins with '# model="),
         ("no rows", "\n".join(lines[:first]), "has a header and no rows"),
         ("preamble only", "\n".join(lines[: first - 1]), "ends after its preamble"),
@@ -106,6 +139,9 @@ def _tok_layers(folder: Path) -> list[tuple[str, object, str]]:
         line("id huge", f'{{"tok": 3, "layers": [[{"9" * 30}, 1]]}}', "layer 0: expert id 9999"),
         line("too few layers", '{"tok": 3, "layers": [[0, 1], [1, 2]]}', "2 layers"),
         line("ragged ids", '{"tok": 3, "layers": [[0, 1], [1, 2], [1]]}', "3 layers of"),
+        line("tok beyond 32 bits", '{"tok": 4294967296, "layers": [[0, 1]]}', "tok is 4294967296"),
+        ("70000 layers", json.dumps({"tok": 1, "layers": [[0, 1]] * 70_000}), "layer 69999"),
+        ("nine ids", '{"tok": 1, "layers": [[0, 1, 2, 3, 4, 5, 6, 7, 8]]}', "--top-k says 2"),
         line("tok negative", '{"tok": -3, "layers": [[0, 1]]}', "tok is -3"),
         ("not UTF-8", b'{"tok": 1, "layers": [[\xff]]}', "line 1: not UTF-8"),
         ("id of 8", '{"tok": 1, "layers": [[8, 1]]}', "expert 8, the model has 8"),
@@ -115,6 +151,7 @@ def _tok_layers(folder: Path) -> list[tuple[str, object, str]]:
 
 
 def _topk_csv(folder: Path) -> list[tuple[str, object, str]]:
+    lines = foreign.moe_trace(folder / "good.csv", PROMPT, DECODED).read_text().splitlines()
     return [
         ("ragged", "0,1,2,3\n0,2,4\n", "line 2: 3 fields, expected 4"),
         ("id -2", "0,1,2,3\n0,2,4,-2\n", "line 2: expert ids [4, -2]"),
@@ -127,6 +164,18 @@ def _topk_csv(folder: Path) -> list[tuple[str, object, str]]:
             "0,1,2,3\n1,1,2,3\n7,2,4,5\n",
             "line 3: position 7 is not in layer 1",
         ),
+        ("cut in a step", "\n".join(lines[:-1]), "line 22: position 3 has rows in 2 of 3 layers"),
+        ("lost lines", "\n".join(lines[:13] + lines[14:]), "position 0 has rows in 2 of 3 layers"),
+        (
+            "lost prompt",
+            "\n".join(lines[:3] + lines[4:]),
+            "line 8: position -2 has rows in 1 of 3 layers",
+        ),
+        ("only a header", "pos,layer,id0,id1\n", "has no rows"),
+        ("least position", f"{-(2**63)},1,2,3\n", "line 1: position -9223372036854775808"),
+        ("position beyond 31 bits", f"{2**32},1,2,3\n", "line 1: position 4294967296"),
+        ("layer of 70000", "0,70000,2,3\n", "layer 70000, expected positions"),
+        ("nothing chosen", "0,1,-1,-1\n", "no token chose an expert"),
         ("narrow", "0,1\n", "line 1 has 2 fields"),
         ("id of 8", "0,1,2,8\n", "expert 8, the model has 8"),
         ("empty", b" \n ", "is empty"),
@@ -139,177 +188,14 @@ def _layer_expert_csv(folder: Path) -> list[tuple[str, object, str]]:
         ("negative", f"{head}1,0,-4\n", "line 2: count is -4"),
         ("half", f"# by hand\n{head}1,0,2\n1,1,2.5\n", "line 4: count is '2.5'"),
         ("huge", f"{head}1,0,{2**60}\n", "line 2: count is 1152921504606846976"),
+        ("sums", f"{head}1,0,{2**52}\n1,1,{2**52}\n1,2,2\n", "line 4: the counts up to here add"),
         ("expert -2", f"{head}1,-2,4\n", "line 2: expert is -2"),
+        ("shared alone", f"{head}1,-1,4\n", "counts no routed expert"),
+        ("column twice", "layer,expert,layer,count\n1,2,3,4\n", "has 2 columns 'layer'"),
         ("expert of 8", f"{head}1,8,4\n", "line 2: expert 8, the model has 8"),
         ("no layer", "expert,count\n0,1\n", "no column 'layer'"),
         ("impossible", f"{head}1,0,9\n1,1,1\n", "expert 0 was chosen 9 times by 5 tokens"),
         ("nothing", f"{head}1,0,0\n", "counts no assignments"),
         ("no rows", head, "has a header and no rows"),
         ("empty", b"", "is empty"),
-    ]
-
-
-def _imatrix(folder: Path) -> list[tuple[str, object, str]]:
-    def made(what: str, message: str, **changes: object) -> tuple[str, Path, str]:
-        return what, foreign.imatrix(folder / f"{what}.gguf", DECODED, **changes), message
-
-    whole = foreign.imatrix(folder / "whole.gguf", DECODED).read_bytes()
-    return [
-        made("a model", "but no importance matrix", kind="model"),
-        made("nan", "entry 0 is nan", counts=[float("nan")] * NUM_EXPERTS),
-        made("half", "entry 0 is 0.5", counts=[0.5] * NUM_EXPERTS),
-        made("negative", "entry 0 is -1", counts=[-1] * NUM_EXPERTS),
-        ("legacy", b"\x01\0\0\0\x04\0\0\0name", "not a readable GGUF file"),
-        ("cut", whole[: len(whole) // 2], "not a readable GGUF file"),
-        ("cut early", whole[:20], "not a readable GGUF file"),
-        ("empty", b"", "not a readable GGUF file"),
-    ]
-
-
-class _Code:
-    """Runs a function when it is unpickled without care."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (print, ("run",))
-
-
-def _saved(folder: Path, what: str, document: object, message: str) -> tuple[str, Path, str]:
-    torch.save(document, folder / f"{what}.pt")
-    return what, folder / f"{what}.pt", message
-
-
-def _sglang(folder: Path) -> list[tuple[str, object, str]]:
-    record = foreign.sglang_record(DECODED, [0, 1, 2, 3], 1, [4])
-    trivial = torch.arange(NUM_EXPERTS).repeat(4, 1)
-    outside = torch.full((4, 4, 8), NUM_EXPERTS)
-    changes = [
-        ("mode", {"forward_mode": 5}, "record 0: forward_mode 5"),
-        ("lengths", {"extend_seq_lens": [3]}, "extend_seq_lens add up to 3"),
-        ("positions", {"positions": [0, 1]}, "4 rows of ids, 2 positions"),
-        ("position -1", {"positions": [0, 1, 2, -1]}, "positions: token 3: position -1, expected 0 to 4294967295"),
-        ("no input", {"input_ids": None}, "input_ids"),
-        ("id 8", {"topk_ids_of_layer": outside}, "layer 0, token 0: physical expert 8"),
-        ("id -2", {"topk_ids_of_layer": outside - 10}, "layer, token 0 0: expert id -2"),
-        ("layers", {"topk_ids_of_layer": torch.zeros(3, 4, 8).int()}, "3 layers"),
-        ("no expert", {"topk_ids_of_layer": outside * 0 - 1}, "no token chose an expert"),
-    ]
-    records = [
-        _saved(folder, what, {"records": [record | change], _MAP: trivial}, message)
-        for what, change, message in changes
-    ]
-    (folder / "bare.pkl").write_bytes(pickle.dumps(_Code()))
-    whole = foreign.logical_count(folder / "whole.pt", DECODED).read_bytes()
-    return [
-        *records,
-        _saved(folder, "code", {"records": _Code()}, "could run code"),
-        ("bare pickle", folder / "bare.pkl", "could run code"),
-        ("cut", whole[: len(whole) // 2], "not a readable file of torch.save"),
-        _saved(folder, "a list", [1, 2], "holds a list, expected a dictionary"),
-        _saved(folder, "nothing", {"other": 1}, "has neither logical_count nor records"),
-        _saved(folder, "no records", {"records": []}, "has neither logical_count nor records"),
-        _saved(folder, "no map", {"records": [record]}, _MAP),
-        ("empty", b"", "not a readable file of torch.save"),
-    ]
-
-
-_MAP = "last_physical_to_logical_map"
-
-
-def _ktransformers(folder: Path) -> list[tuple[str, object, str]]:
-    def counts(what: str, value: object, message: str) -> tuple[str, Path, str]:
-        return _saved(folder, what, {"logical_count": value}, message)
-
-    return [
-        counts("code", _Code(), "could run code"),
-        counts("one axis", torch.ones(3), "shape (3,)"),
-        counts("negative", -torch.ones(2, 3, dtype=torch.int64), "step 0: layer 0, expert 0: -1, expected a count"),
-        counts("nan", torch.full((2, 3), float("nan")), "expected whole numbers"),
-        counts("text", "many", "expected whole numbers"),
-        counts("zeros", torch.zeros(2, 8), "counts no assignments"),
-        _saved(folder, "other", {"other": 1}, "has no logical_count, only other"),
-        ("empty", b"", "not a readable file of torch.save"),
-    ]
-
-
-def _vllm(folder: Path) -> list[tuple[str, object, str]]:
-    def response(what: str, document: object, message: str) -> tuple[str, str, str]:
-        return what, json.dumps(document), message
-
-    def routed(what: str, value: object, message: str) -> tuple[str, str, str]:
-        return response(what, {"choices": [{"routed_experts": value}]}, message)
-
-    np.savez(folder / "other.npz", ids=[1])
-    np.savez(folder / "objects.npz", routed_experts=np.empty(1, object))
-    prompt = {"prompt_routed_experts": [[[1, 2]]]}
-    return [
-        response("no choices", {"id": 1}, "no response with choices"),
-        response("choices of text", {"choices": ["a"]}, "a choice is no object"),
-        response("no routed experts", {"choices": [{}]}, "no routed_experts"),
-        response("null", {"choices": [{"routed_experts": None}]}, "no routed_experts"),
-        routed("two axes", [[1, 2]], "expected integers"),
-        routed("ragged", [[[1, 2], [3]]], "no array of expert ids"),
-        routed("bad base64", "%%%", "no array of expert ids"),
-        routed("cut npy", "k05VTVBZ", "no array of expert ids"),
-        routed("floats", [[[0.5]]], "float64 of shape"),
-        routed("huge", [[[10**30]]], "object of shape"),
-        response(
-            "usage too small",
-            {
-                "usage": {"prompt_tokens": 1, "completion_tokens": 1},
-                "choices": [{"routed_experts": [[[1, 2]]] * 4}],
-            },
-            "4 rows for 1 tokens of prompt and 1 generated",
-        ),
-        response(
-            "usage is a list",
-            {"usage": [1], "choices": [{"routed_experts": [[[1, 2]]]}]},
-            "usage.prompt_tokens is null",
-        ),
-        response(
-            "token ids of text",
-            prompt | {"prompt_token_ids": "abc", "choices": [{"routed_experts": [[[1, 2]]]}]},
-            "prompt_token_ids: no list of token ids",
-        ),
-        routed("no usage", [[[1, 2]]], "usage.prompt_tokens is null"),
-        response("id -2", prompt | {"choices": [{"routed_experts": [[[1, -2]]]}]}, "expert id -2"),
-        response(
-            "widths", prompt | {"choices": [{"routed_experts": [[[1]]]}]}, "prompt rows of (1, 2)"
-        ),
-        response(
-            "token ids",
-            prompt
-            | {
-                "prompt_token_ids": [1, 2],
-                "choices": [{"routed_experts": [[[1, 2]]], "token_ids": [3]}],
-            },
-            "2 rows from position 0 on, but 2 + 1 token ids",
-        ),
-        ("cut", '{"choices": [{"routed', "line 1: not JSON"),
-        ("no zip", b"PK\x03\x04 and so on", "not a readable .npz file"),
-        ("other npz", folder / "other.npz", "has no array routed_experts"),
-        ("pickled npz", folder / "objects.npz", "not a readable .npz file"),
-        ("empty", b"", "is empty"),
-    ]
-
-
-def _parquet(folder: Path) -> list[tuple[str, object, str]]:
-    def table(name: str, columns: dict[str, object], message: str) -> tuple[str, Path, str]:
-        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
-        return name, folder / f"{name}.parquet", message
-
-    whole = folder / "layer_9.parquet"
-    pq.write_table(pa.table({"indices": [[1, 2]] * 1000}), whole)
-    return [
-        table("layer_1", {"other": [1]}, "columns other"),
-        table("layer_2", {"indices": [[1, 2], [3]]}, "row 1: 1 entries in indices"),
-        table("layer_3", {"indices": [[1, 2], [3, -7]]}, "row 1: expert id -7"),
-        table("layer_4", {"indices": [[1, 2], None]}, "has empty entries"),
-        table("layer_5", {"indices": [[1.5, 2.5]]}, "expected integers"),
-        table("layer", {"indices": [[1, 2]]}, "does not say which layer"),
-        table("layer_6", {"indices": [[1, 2]], "scores": [[1.0, float("nan")]]}, "row 0: a score"),
-        table("layer_7", {"indices": [1, 2]}, "expected lists"),
-        table("layer_8", {"indices": [[1, 2]], "scores": [[1.0]]}, "differ in length"),
-        table("layer_10", {"token_id": [1, 2]}, "no file has the column indices"),
-        ("cut", whole.read_bytes()[:-50], "not a readable Parquet file"),
-        ("empty", b"", "not a readable Parquet file"),
     ]

@@ -115,6 +115,19 @@ def imatrix(path: Path, routing: np.ndarray, **changes: Any) -> Path:
     return path
 
 
+def gguf(path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """An importance matrix with any tensors."""
+    writer = GGUFWriter(path, arch="llama")
+    writer.add_type("imatrix")
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def all_layers(routing: np.ndarray, width: int = 8) -> torch.Tensor:
     """[num_hidden_layers, T, 8] int32 as the recorder holds it, -1 where nothing was chosen."""
     ids = torch.full((HIDDEN_LAYERS, len(routing), width), -1, dtype=torch.int32)

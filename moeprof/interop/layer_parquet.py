@@ -136,11 +136,13 @@ def _flat(path: Path, table: pa.Table, name: str) -> NDArray[np.generic]:
         raise TraceError(
             f"{path}: column {name} is {column.type}, expected lists of numbers", _EXPECTED
         )
+    if not len(column):
+        raise TraceError(f"{path}: has no rows", "name files with routing")
     entries = column.flatten()
     if column.null_count or entries.null_count:
         raise TraceError(f"{path}: column {name} has empty entries", _EXPECTED)
     lengths = pa.compute.list_value_length(column).to_numpy(zero_copy_only=False)
-    ragged = np.flatnonzero((lengths != lengths[:1]) | (lengths == 0))
+    ragged = np.flatnonzero((lengths != lengths[0]) | (lengths == 0))
     if len(ragged):
         row = int(ragged[0])
         before = f"the rows before {lengths[0]}" if row else "expected at least 1"
@@ -148,7 +150,7 @@ def _flat(path: Path, table: pa.Table, name: str) -> NDArray[np.generic]:
             f"{path}: row {row}: {lengths[row]} entries in {name}, {before}", _EXPECTED
         )
     values: NDArray[np.generic] = entries.to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), int(lengths[0]) if len(lengths) else 1)
+    return values.reshape(len(column), int(lengths[0]))
 
 
 def _whole(path: Path, table: pa.Table, name: str) -> pa.Array:
