@@ -1,4 +1,4 @@
-"""The only place units convert: bytes to and from text, seconds to text."""
+"""The only place units convert: bytes to and from text; seconds, speeds and numbers to text."""
 
 import re
 
@@ -52,3 +52,8 @@ def format_speed(per_second: float) -> str:
     if abs(per_second) >= 100:
         return f"{per_second:,.0f}"
     return f"{per_second:.1f}" if abs(per_second) >= 10 else f"{per_second:.2f}"
+
+
+def format_count(number: int, what: str) -> str:
+    """A number of things, such as `1 document` or `8,320 tokens`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

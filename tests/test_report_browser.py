@@ -216,6 +216,26 @@ def _moved(page: Any, share: float) -> tuple[float, float]:
     return box["x"] + LEFT + (0.5 + share) * width, box["y"] + TOP + 0.5 * height
 
 
+def test_labels_of_layers_keep_apart_and_are_all_there_once_there_is_room(
+    browser: Browser, large: Path
+) -> None:
+    """Labels of 12 pixels; 48 layers of 460 / 48 pixels, zoomed in twice of four times that."""
+    script = f"""canvas => {{
+      const {{ data, width }} = canvas.getContext("2d").getImageData(
+        0, {TOP}, {LEFT - 2}, canvas.height - {TOP + BOTTOM});
+      const isBlank = (row) => !data.slice(4 * width * row, 4 * width * (row + 1)).some(Boolean);
+      const rows = Array.from({{ length: data.length / width / 4 }}, (_, row) => isBlank(row));
+      return rows.filter((blank, row) => !blank && (row === 0 || rows[row - 1])).length;
+    }}"""
+    with browser.page(large) as (page, _):
+        canvas = _plot(page, "experts").locator("canvas").first
+        assert canvas.evaluate(script) == 24
+        closer = page.locator('[data-chart="experts"]').get_by_role("button", name="zoom in")
+        closer.click()
+        closer.click()
+        assert canvas.evaluate(script) in (12, 13)
+
+
 def test_a_wheel_without_control_scrolls_the_page(browser: Browser, large: Path) -> None:
     with browser.page(large) as (page, _):
         _point(page, "experts", 0.5, 0.5)

@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+from advising import SHAPE
 from paging import ROOT, charts_of, run
+from synthetic import make_trace
 from test_origin import counts_trace
 
 
@@ -110,6 +112,18 @@ def test_ram_that_is_too_small_for_caches_leaves_the_section_with_the_reason(
     assert run("traces/demo", *machine, *options, "-o", path) == 0, capsys.readouterr().err
     page = path.read_text(encoding="utf-8")
     assert "Ram: the experts that it has to hold take " in page
+
+
+def test_the_page_of_one_token_speaks_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its two experts of each layer are among the busiest three, which are 20 % of sixteen."""
+    trace = make_trace(tmp_path / "one", documents=1, tokens=(0, 1), shape=SHAPE)
+    path = tmp_path / "report.html"
+    assert run(trace.path, "-o", path, "--resamples", 2) == 0
+    page = path.read_text(encoding="utf-8")
+    assert "rests on 1 document with 1 token of 1 kind of text." in page
+    assert "20\u00a0% of any layer&#39;s experts serve 100\u00a0% of its choices." in page
 
 
 def test_a_folder_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from moeprof.errors import CapacityError
-from moeprof.units import format_duration, format_size, parse_size
+from moeprof.units import format_count, format_duration, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,13 @@ def test_sizes_and_durations_are_written_in_fitting_units() -> None:
         "41 s",
         "10 min",
         "2 h 05 min",
+    ]
+
+
+def test_one_thing_is_told_from_many() -> None:
+    assert [format_count(n, "token") for n in (0, 1, 2, 8320)] == [
+        "0 tokens",
+        "1 token",
+        "2 tokens",
+        "8,320 tokens",
     ]

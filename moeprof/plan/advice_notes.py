@@ -8,7 +8,7 @@ from moeprof.plan.request import AdviceRequest
 from moeprof.plan.routed import DECODE, PREFILL, Sample
 from moeprof.trace import Trace
 from moeprof.trace.origin import UNSAID
-from moeprof.units import format_size
+from moeprof.units import format_count, format_size
 
 SOURCES = {"measured": "measured", "data-sheet": "from data sheets, not measured"}
 
@@ -119,8 +119,8 @@ def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
     documents = sum(domain.documents for domain in trace.metadata.domains)
     kind = "prompt token" if sample.stands_in else "reply token"
     text = (
-        f"{_counted(tokens, 'token' if 'phase' in trace.metadata.missing else kind)} of "
-        f"{_counted(documents, 'document')} in {_counted(len(trace.domains), 'domain')} of "
+        f"{format_count(tokens, 'token' if 'phase' in trace.metadata.missing else kind)} of "
+        f"{format_count(documents, 'document')} in {format_count(len(trace.domains), 'domain')} of "
         f"{trace.name}"
     )
     if not situation.split.num_folds:
@@ -130,7 +130,3 @@ def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
     return (
         f"{text}{dealt}, in {situation.split.num_folds} folds: what is scored was not learned from"
     )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -35,7 +35,7 @@ from moeprof.policies import (
 from moeprof.trace import PHASES, Trace
 from moeprof.trace.folds import group_of_sequence
 from moeprof.trace.origin import UNSAID
-from moeprof.units import format_size
+from moeprof.units import format_count, format_size
 
 USUAL_POLICIES = ("static", "lru", "lfu", "lfru", "belady", "optimum")
 # Below this part of the uniform share a policy does worse than arbitrary experts by far.
@@ -332,7 +332,7 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
     if replays.held_out is not None or replays.training is not None:
         yield "lists of cells are in VRAM from the start: loading them is not counted as read"
     where = "starts anew with each document" if request.restart else "goes on across documents"
-    yield f"{documents} document{'s' * (documents > 1)}; the cache {where}"
+    yield f"{format_count(documents, 'document')}; the cache {where}"
     yield from _notes_on_budgets(request.budgets, replays.cell_bytes)
     few = [
         phase

@@ -12,6 +12,7 @@ from moeprof.report.coverage_tables import coverage_table
 from moeprof.report.headlines import headlines
 from moeprof.report.section_tables import section_tables
 from moeprof.report.table_parts import percent, phase_words, spelled
+from moeprof.units import format_count
 
 __all__ = ["analysis_tables", "findings", "percent"]
 
@@ -48,7 +49,7 @@ def analysis_tables(analysis: Analysis) -> RenderableType:
 def _heading(analysis: Analysis, phase: str) -> Text:
     row = analysis.samples[analysis.samples["phase"] == phase].iloc[0]
     tokens = row["assignments"] // (analysis.shape.num_moe_layers * analysis.shape.top_k)
-    words = f"{phase_words(phase)}, {row['domain']}: {tokens:,} token{'s' if tokens != 1 else ''}"
+    words = f"{phase_words(phase)}, {row['domain']}: {format_count(tokens, 'token')}"
     return Text(words, style="bold")
 
 

@@ -3,7 +3,7 @@
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import Cell, Column, Section, Table, sentence
 from moeprof.trace.origin import UNSAID
-from moeprof.units import format_size
+from moeprof.units import format_count, format_size
 
 
 def about_section(inputs: PageInputs) -> Section:
@@ -12,8 +12,8 @@ def about_section(inputs: PageInputs) -> Section:
     tokens = sum(sum(domain.tokens) for domain in domains)
     documents = sum(domain.documents for domain in domains)
     finding = (
-        f"Everything above rests on {documents:,} documents with {tokens:,} tokens of "
-        f"{len(domains)} kind{'s' if len(domains) > 1 else ''} of text."
+        f"Everything above rests on {format_count(documents, 'document')} with "
+        f"{format_count(tokens, 'token')} of {format_count(len(domains), 'kind')} of text."
     )
     settings = inputs.analysis.settings
     prose = (

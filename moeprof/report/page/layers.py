@@ -17,11 +17,16 @@ def layers_section(inputs: PageInputs) -> Section:
     own = _of(inputs, analysis.layers, phase).set_index("layer")
     line = "in_sample" if own["held_out"].isna().all() else "held_out"
     known = own[line].dropna()
-    finding = (
-        f"In {phase}, the busiest {share} of a layer's experts serve from "
-        f"{percent(known.min())} (layer {known.idxmin()}) to {percent(known.max())} "
-        f"(layer {known.idxmax()}) of its choices."
-    )
+    least, most = percent(known.min()), percent(known.max())
+    if least == most:
+        finding = (
+            f"In {phase}, the busiest {share} of any layer's experts serve {most} of its choices."
+        )
+    else:
+        finding = (
+            f"In {phase}, the busiest {share} of a layer's experts serve from {least} (layer "
+            f"{known.idxmin()}) to {most} (layer {known.idxmax()}) of its choices."
+        )
     prose = (
         f"Coverage here is that of the busiest {share} of each layer's own experts. The Gini index "
         "is 0 where all experts are used alike and 1 where one takes all. Click a heading to sort "

@@ -88,11 +88,21 @@ function ramp(limit) {
   return make("div", { class: "ramp" }, bar, never);
 }
 
+/** Pixels of a layer in the whole map. */
+function rowHeight(data) {
+  return Math.max(7, Math.min(26, 460 / data.layers.length));
+}
+
+/** Layers left without a label between two that have one, so that labels of 12 pixels keep apart. */
+function labelInterval(data, view) {
+  const seen = (view.y[1] - view.y[0]) / 100;
+  return Math.ceil((14 * seen) / rowHeight(data)) - 1;
+}
+
 /** A zoomable map; `describe` says what to show in it now. */
 function makeMap(host, data, controls, describe) {
   const plot = make("div", { class: "plot map" });
-  const rowHeight = Math.max(7, Math.min(26, 460 / data.layers.length));
-  plot.style.height = `${Math.round(rowHeight * data.layers.length + 62)}px`;
+  plot.style.height = `${Math.round(rowHeight(data) * data.layers.length + 62)}px`;
   const zoom = zoomButtons((factor) => setZoom(factor));
   host.append(make("div", { class: "controls" }, ...controls, zoom.element), plot);
   host.append(make("p", { class: "hint screen" }, "Zoom with + and −, a double click, a pinch, or Ctrl and the wheel; drag to move."));
@@ -134,7 +144,7 @@ function makeMap(host, data, controls, describe) {
     const isWhole = [...view.x, ...view.y].every((value, index) => Math.abs(value - [0, 100, 0, 100][index]) < 0.01);
     plot.style.touchAction = isWhole ? "pan-x pan-y" : "none";
     zoom.whole(isWhole);
-    chart.setOption({ dataZoom: ["x", "y"].map((id) => ({ id, moveOnMouseMove: !isWhole, preventDefaultMouseMove: !isWhole })) });
+    chart.setOption({ yAxis: { axisLabel: { interval: labelInterval(data, view) } }, dataZoom: ["x", "y"].map((id) => ({ id, moveOnMouseMove: !isWhole, preventDefaultMouseMove: !isWhole })) });
   }
   chart.on("datazoom", () => {
     const [x, y] = chart.getOption().dataZoom;
@@ -168,7 +178,7 @@ function mapOption(data, shown, order, view, width) {
     textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
     grid: { left: 36, right: 4, top: 22, bottom: 34 },
     xAxis: { ...axis, data: order[0].map((_, column) => String(isSorted ? column + 1 : column)), name: isSorted ? "experts of each layer, busiest first" : "expert id", nameLocation: "middle", nameGap: 24 },
-    yAxis: { ...axis, inverse: true, data: data.layers.map(String), name: "layer", nameLocation: "start", nameGap: 8, nameTextStyle: { ...base.nameTextStyle, align: "right" } },
+    yAxis: { ...axis, inverse: true, data: data.layers.map(String), name: "layer", nameLocation: "start", nameGap: 8, nameTextStyle: { ...base.nameTextStyle, align: "right" }, axisLabel: { ...base.axisLabel, interval: labelInterval(data, view) } },
     tooltip: {
       ...tipStyle(),
       formatter: ({ value: [column, row] }) => {
