@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pickle
+import struct
 from pathlib import Path
 
 import foreign
@@ -25,6 +26,8 @@ def imatrix(folder: Path) -> list[tuple[str, object, str]]:
         return what, foreign.gguf(folder / f"{what}.gguf", tensors), message
 
     whole = foreign.imatrix(folder / "whole.gguf", DECODED).read_bytes()
+    numbered = gguf("numbered", "", "blk.0", np.ones((8, 1), np.float32))[1].read_bytes()
+    endless = numbered.replace(struct.pack("<IQ", 5, 3), struct.pack("<IQ", 5, 2**40))
     return [
         made("a model", "but no importance matrix", kind="model"),
         made("nan", "entry 0 is nan", counts=[float("nan")] * NUM_EXPERTS),
@@ -37,6 +40,7 @@ def imatrix(folder: Path) -> list[tuple[str, object, str]]:
         gguf("two axes", "expected one count for each expert", "blk.0", np.ones((8, 2), "f4")),
         ("legacy", b"\x01\0\0\0\x04\0\0\0name", "not a readable GGUF file"),
         ("cut", whole[: len(whole) // 2], "not a readable GGUF file"),
+        ("endless array", endless, "not a readable GGUF file (it ends early)"),
         ("cut early", whole[:20], "not a readable GGUF file"),
         ("empty", b"", "not a readable GGUF file"),
     ]

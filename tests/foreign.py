@@ -119,6 +119,7 @@ def gguf(path: Path, tensors: dict[str, np.ndarray]) -> Path:
     """An importance matrix with any tensors."""
     writer = GGUFWriter(path, arch="llama")
     writer.add_type("imatrix")
+    writer.add_array("numbers", [1, 2, 3])
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()

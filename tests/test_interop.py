@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import foreign
@@ -287,6 +288,11 @@ def test_vllm(tmp_path: Path, form: str) -> None:
     assert routing.phase.tolist() == [0] * 5 + [1] * 4
     assert routing.token_id.tolist() == list(range(1, 10)), "the tenth was never fed"
     assert trace.shape.moe_layers == MOE_LAYERS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_what_it_cannot_say(name: str) -> None:
+    assert "\n\nIt cannot say " in sys.modules[FORMATS[name].read.__module__].__doc__
 
 
 SHAPE_FIELDS = ("num_experts", "expert_bytes", "moe_layers")

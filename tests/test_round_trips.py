@@ -1,15 +1,20 @@
 """What an export writes, an import reads as the same rows, or the export refuses to write it."""
 
+import errno
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import foreign
 import numpy as np
 import pytest
 from builders import make_block, make_shape, make_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moeprof.cli import main
 from moeprof.errors import TraceError
 from moeprof.interop import FORMATS, Facts, import_trace
 from moeprof.native import NO_EXPERT
@@ -131,3 +136,124 @@ def test_rows_come_back_or_the_export_refuses(name: str, turns, empty, seed) -> 
 def test_every_writer_of_rows_is_held_to_it() -> None:
     counts_alone = {"layer-expert-csv", "ktransformers"}
     assert set(SAYS) | counts_alone == {name for name, one in FORMATS.items() if one.write}
+
+
+# What an export must not claim.
+
+
+def imported(folder: Path, **facts: object) -> Trace:
+    file = foreign.tok_layers(folder / "a.jsonl", foreign.make_routing(4))
+    known = {"num_experts": foreign.NUM_EXPERTS} | facts
+    return import_trace("tok-layers", [file], folder / "trace", Facts(**known))
+
+
+@pytest.mark.parametrize("name", ["route-trace", "topk-csv", "vllm"])
+def test_a_phase_that_nobody_said_is_not_written(tmp_path: Path, name: str) -> None:
+    trace = imported(tmp_path)
+    with pytest.raises(TraceError, match="would give its tokens a phase") as failure:
+        FORMATS[name].write(trace, tmp_path / "file")
+    assert "--phase" in failure.value.hint
+
+
+def test_documents_that_nobody_divided_are_not_written_as_one(tmp_path: Path) -> None:
+    trace = make_trace(tmp_path / "first", {"text": block_of([Turn(0, 3, 0, 0, 0)], "none", 0)},
+                       make_shape(moe_layers=MOE_LAYERS, num_experts=8, top_k=TOP_K))  # fmt: skip
+    FORMATS["parquet"].write(trace, tmp_path / "folder")
+    facts = Facts(num_experts=8, phase="prefill")
+    again = import_trace(
+        "parquet", sorted((tmp_path / "folder").iterdir()), tmp_path / "again", facts
+    )
+    assert "documents" in again.metadata.missing
+    with pytest.raises(TraceError, match="would make one document of its tokens"):
+        FORMATS["route-trace"].write(again, tmp_path / "file")
+    FORMATS["parquet"].write(again, tmp_path / "more")
+
+
+def test_bytes_that_nobody_said_stay_unsaid(tmp_path: Path) -> None:
+    trace = imported(tmp_path, phase="decode")
+    assert trace.shape.expert_bytes == (1, 1, 1), "what stands for them"
+    FORMATS["route-trace"].write(trace, tmp_path / "file.csv")
+    assert "# layer=0 expert_bytes=0 " in (tmp_path / "file.csv").read_text()
+    again = import_trace("route-trace", [tmp_path / "file.csv"], tmp_path / "again", Facts())
+    assert "expert_bytes" in again.metadata.missing
+
+
+def test_sorted_ids_stay_without_ranks_in_every_format(tmp_path: Path) -> None:
+    routing = np.sort(foreign.make_routing(6), axis=2)
+    file = foreign.route_trace(tmp_path / "a.csv", routing[:3], routing[3:])
+    trace = import_trace("route-trace", [file], tmp_path / "trace", Facts())
+    assert "rank" in trace.metadata.missing
+    FORMATS["vllm"].write(trace, tmp_path / "file")
+    facts = Facts(num_experts=foreign.NUM_EXPERTS)
+    again = import_trace("vllm", [tmp_path / "file"], tmp_path / "again", facts)
+    assert "rank" in again.metadata.missing
+
+
+def test_positions_before_a_document_are_written_as_cached_ones(tmp_path: Path) -> None:
+    """Two tokens at positions 7 and 8: seven rows of -1 come before them."""
+    shape = make_shape(moe_layers=MOE_LAYERS, num_experts=8, top_k=TOP_K)
+    block = block_of([Turn(7, 1, 1, 0, 0)], "none", 0)
+    trace = make_trace(tmp_path / "first", {"text": block}, shape)
+    FORMATS["vllm"].write(trace, tmp_path / "file")
+    response = json.loads((tmp_path / "file").read_text())
+    nothing = [[-1] * TOP_K] * len(MOE_LAYERS)
+    assert response["prompt_routed_experts"][:7] == [nothing] * 7
+    assert len(response["prompt_routed_experts"]) == 8
+    assert len(response["choices"][0]["routed_experts"]) == 1
+    block.position[:] = [2**21, 2**21 + 1]
+    far = make_trace(tmp_path / "far", {"text": block}, shape)
+    with pytest.raises(TraceError, match="2 tokens up to position 2097153, expected at most"):
+        FORMATS["vllm"].write(far, tmp_path / "other")
+
+
+# The command.
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("name", [name for name, one in FORMATS.items() if one.write is not None])
+def test_a_full_disk_is_told_of_the_output_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch, capsys, name: str
+) -> None:
+    imported(tmp_path, phase="decode")
+    output = tmp_path / "folder" / "output"
+    output.parent.mkdir()
+    output.write_text("mine")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for opener in ("open", "write_bytes", "mkdir"):
+        original = getattr(Path, opener)
+
+        def guarded(path: Path, *given: object, original=original, **named: object) -> object:
+            is_new = path.name == "new" and "r" not in str(given[:1])
+            return full() if is_new else original(path, *given, **named)
+
+        monkeypatch.setattr(Path, opener, guarded)
+    assert run("export", name, tmp_path / "trace", "-o", output, "--force") == 1
+    assert capsys.readouterr().err == (
+        f"error: {output}: cannot write (No space left on device); nothing was exported\n"
+        "hint: free space, or choose another -o\n"
+    )
+    assert output.read_text() == "mine"
+    assert [path.name for path in output.parent.iterdir()] == ["output"]
+
+
+def test_a_folder_is_never_replaced_by_an_export(tmp_path: Path, capsys) -> None:
+    imported(tmp_path, phase="decode")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("keep")
+    for name in ("vllm", "parquet"):
+        assert run("export", name, tmp_path / "trace", "-o", tmp_path / "folder", "-f") == 1
+        assert "is a folder, which is not replaced" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert run("export", "parquet", tmp_path / "trace", "-o", tmp_path / "file", "-f") == 1
+    assert "cannot write (Not a directory); nothing was exported" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert run("export", "vllm", tmp_path / "trace", "-o", tmp_path / "file", "-f") == 0
+    assert (tmp_path / "file").read_text().startswith("{")

@@ -1,3 +1,5 @@
+from fractions import Fraction
+from math import comb
 from pathlib import Path
 
 import foreign
@@ -76,6 +78,15 @@ def test_the_chance_of_expert_zero_is_binomial() -> None:
     """Busiest in 2 of 3 layers of 4 experts: 3 (1/4)^2 (3/4) + (1/4)^3."""
     counts = np.array([[5, 1, 1, 1], [5, 4, 4, 4], [1, 2, 3, 4]])
     assert expert_zero_chance(counts) == pytest.approx(3 / 16 * 3 / 4 + 1 / 64)
+
+
+def test_the_chance_of_expert_zero_is_finite_for_many_layers() -> None:
+    """Of 1500 layers with two experts, half: by symmetry 1/2 and half of the middle term."""
+    counts = np.array([[2, 1], [1, 2]] * 750)
+    middle = float(Fraction(comb(1500, 750), 2**1500))
+    assert expert_zero_chance(counts) == pytest.approx(0.5 + middle / 2)
+    assert expert_zero_chance(counts[::2]) == pytest.approx(2.0**-750)
+    assert expert_zero_chance(counts[:, :1]) == 1
 
 
 def test_real_traces_are_not_suspected() -> None:
