@@ -50,6 +50,13 @@ def replay_lookups(
     hysteresis: float | None = None,
     make_policy: Callable[[], object] | None = None,
 ) -> _Outcomes: ...
+def look_up_sets(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.uint16] | NDArray[np.uint32],
+    is_member: NDArray[np.uint8],
+    set_of_batch: NDArray[np.uint32],
+) -> _Outcomes: ...
 def replay_optimum(
     batch_start: NDArray[np.int64],
     cells: NDArray[np.uint32],

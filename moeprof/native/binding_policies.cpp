@@ -32,6 +32,7 @@ Lookups lookups_of(const Input<std::int64_t, 1>& batch_start, const Input<std::u
     if (batch_start.shape(0) == 0) refuse("batch_start: empty");
     const Lookups lookups{batch_start.data(), batch_start.shape(0) - 1, cells.data()};
     if (lookups.num_batches >= kNever) refuse("batch_start: too many batches");
+    if (cells.shape(0) > ~Tick{0}) refuse("cells: too many lookups");
     if (batch_start.data()[0] != 0) refuse("batch_start: does not begin with 0");
     for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
         const std::int64_t first = batch_start.data()[batch];
@@ -40,9 +41,11 @@ Lookups lookups_of(const Input<std::int64_t, 1>& batch_start, const Input<std::u
             refuse("batch_start: batch " + std::to_string(batch) + " ends at " +
                    std::to_string(end));
         }
+        if (first == end) continue;
+        const std::size_t base = cells.data()[first] / pool_cells * pool_cells;
         for (std::int64_t i = first; i < end; ++i) {
             const Cell cell = cells.data()[i];
-            if (cell >= num_cells || cell / pool_cells != cells.data()[first] / pool_cells) {
+            if (cell >= num_cells || cell - base >= pool_cells) {
                 refuse("cells: batch " + std::to_string(batch) + " looks up cell " +
                        std::to_string(cell));
             }
@@ -108,7 +111,9 @@ class PythonOrder final : public EvictionOrder {
     PythonOrder(std::size_t num_cells, nb::callable make)
         : make_(std::move(make)), policy_(make_()), is_present_(num_cells) {}
 
-    void use(Cell cell, std::uint64_t) override { is_present_[cell] = 1; }
+    void use(const UsedCells& used) override {
+        used.for_each_entry([this](Cell cell, Tick) { is_present_[cell] = 1; });
+    }
     Cell victim(const InUse& in_use) override {
         std::size_t count = 0;
         Made<std::int64_t> candidates(is_present_.size());
@@ -147,7 +152,7 @@ class PythonOrder final : public EvictionOrder {
 
 // What makes a cache, as Python says it.
 struct CacheSettings {
-    std::string order;  // none, lru, lfu, lfru, belady or python
+    std::string order;  // lru, lfu, lfru, belady or python
     Input<std::int64_t, 1> cell_bytes;
     Input<std::uint8_t, 1> pinned;
     Input<std::int64_t, 1> budgets;
@@ -175,7 +180,6 @@ std::unique_ptr<EvictionOrder> order_of(const CacheSettings& settings, std::size
     if (settings.order == "python") {
         return std::make_unique<PythonOrder>(cells, nb::cast<nb::callable>(settings.make_policy));
     }
-    if (settings.order == "none") return nullptr;
     refuse("order: '" + settings.order + "'");
 }
 
@@ -265,6 +269,28 @@ nb::tuple replay_lookups(Input<std::int64_t, 1> batch_start, Input<std::uint32_t
 }
 
 template <typename Uses>
+nb::tuple look_up(Input<std::int64_t, 1> batch_start, Input<std::uint32_t, 1> cells,
+                  Input<Uses, 1> uses, Input<std::uint8_t, 2> is_member,
+                  Input<std::uint32_t, 1> set_of_batch) {
+    const std::size_t num_sets = is_member.shape(0), num_cells = is_member.shape(1);
+    if (num_cells == 0) refuse("is_member: no cells");
+    expect("uses: lookups", uses.shape(0), cells.shape(0));
+    const Lookups lookups = lookups_of(batch_start, cells, num_cells, num_cells);
+    expect("set_of_batch: batches", set_of_batch.shape(0), lookups.num_batches);
+    for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
+        const std::uint32_t set = set_of_batch.data()[batch];
+        if (set >= num_sets) refuse("set_of_batch: set " + std::to_string(set));
+    }
+    Arrays output(cells.shape(0), lookups.num_batches);
+    {
+        nb::gil_scoped_release released;
+        look_up_sets(lookups, uses.data(), {is_member.data(), set_of_batch.data(), num_cells},
+                     output.pointers());
+    }
+    return output.arrays();
+}
+
+template <typename Uses>
 nb::tuple optimum(Input<std::int64_t, 1> batch_start, Input<std::uint32_t, 1> cells,
                   Input<Uses, 1> uses, std::size_t batches_per_step,
                   Input<std::int64_t, 1> restarts, Input<std::int64_t, 1> cell_bytes,
@@ -304,6 +330,10 @@ void bind_typed(nb::module_& m) {
         nb::arg("hysteresis") = nb::none(), nb::arg("make_policy") = nb::none(),
         "Replays a policy; which lookups hit, and of each batch the hits, the assignments served, "
         "uploads and bytes uploaded.");
+    m.def("look_up_sets", &look_up<Uses>, nb::arg("batch_start").noconvert(),
+          nb::arg("cells").noconvert(), nb::arg("uses").noconvert(),
+          nb::arg("is_member").noconvert(), nb::arg("set_of_batch").noconvert(),
+          "Which lookups a list of cells holds, one list for each batch; as replay_lookups.");
     m.def("replay_optimum", &optimum<Uses>, nb::arg("batch_start").noconvert(),
           nb::arg("cells").noconvert(), nb::arg("uses").noconvert(), nb::arg("batches_per_step"),
           nb::arg("restarts").noconvert(), nb::arg("cell_bytes").noconvert(),

@@ -1,8 +1,35 @@
 #include "eviction.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace moeprof {
+namespace {
+
+// Of numbers that are not negative: in their order.
+std::uint64_t bits_of_score(double score) {
+    std::uint64_t bits;
+    std::memcpy(&bits, &score, sizeof bits);
+    return bits;
+}
+
+double score_of(std::uint64_t bits) {
+    double score;
+    std::memcpy(&score, &bits, sizeof score);
+    return score;
+}
+
+// The first entry that is not in use; those before it go, too.
+Cell take_out(Tournament& entries, const InUse& in_use) {
+    while (!entries.empty()) {
+        const Cell cell = entries.top();
+        entries.remove(cell);
+        if (!in_use(cell)) return cell;
+    }
+    return kNoCell;
+}
+
+}  // namespace
 
 double Frequencies::rescale() {
     const double factor = 1 / kLargest;
@@ -21,9 +48,11 @@ void RecencyList::clear() {
     links_[end()] = {end(), end()};
 }
 
-void LruOrder::use(Cell cell, std::uint64_t) {
-    if (list_.holds(cell)) list_.remove(cell);
-    list_.push_newest(cell);
+void LruOrder::use(const UsedCells& used) {
+    used.for_each_entry([this](Cell cell, Tick) {
+        if (list_.holds(cell)) list_.remove(cell);
+        list_.push_newest(cell);
+    });
 }
 
 Cell LruOrder::victim(const InUse& in_use) {
@@ -35,27 +64,27 @@ Cell LruOrder::victim(const InUse& in_use) {
     }
 }
 
-void LfuOrder::use(Cell cell, std::uint64_t tick) {
+void LfuOrder::use(const UsedCells& used) {
+    used.for_each_entry([this](Cell cell, Tick tick) { use(cell, tick); });
+}
+
+void LfuOrder::use(Cell cell, Tick tick) {
     last_tick_[cell] = tick;
-    if (!heap_.holds(cell)) heap_.push(item_of(cell));
+    entries_.put(bits_of_score(scores_[cell]), tick, cell);
 }
 
-Cell LfuOrder::victim(const InUse& in_use) {
-    while (!heap_.empty()) {
-        const HeapItem top = heap_.top();
-        if (in_use(top.cell)) {
-            heap_.remove(top.cell);
-        } else if (const HeapItem now = item_of(top.cell); top.before(now)) {
-            heap_.update(now);
-        } else {
-            heap_.remove(top.cell);
-            return top.cell;
-        }
-    }
-    return kNoCell;
+void LfuOrder::scale(double factor) {
+    entries_.change_keys(
+        [factor](std::uint64_t bits) { return bits_of_score(factor * score_of(bits)); });
 }
 
-void LfruOrder::use(Cell cell, std::uint64_t tick) {
+Cell LfuOrder::victim(const InUse& in_use) { return take_out(entries_, in_use); }
+
+void LfruOrder::use(const UsedCells& used) {
+    used.for_each_entry([this](Cell cell, Tick tick) { use(cell, tick); });
+}
+
+void LfruOrder::use(Cell cell, Tick tick) {
     last_tick_[cell] = tick;
     if (older_.holds(cell)) older_.remove(cell);
     if (recent_.holds(cell)) {
@@ -100,22 +129,15 @@ void LfruOrder::clear() {
     held_ = 0;
 }
 
-void BeladyOrder::use(Cell cell, std::uint64_t tick) {
-    last_tick_[cell] = tick;
-    if (heap_.holds(cell)) {
-        heap_.update(item_of(cell));
-    } else {
-        heap_.push(item_of(cell));
-    }
+void BeladyOrder::use(const UsedCells& used) {
+    used.for_each_entry([this](Cell cell, Tick tick) { use(cell, tick); });
 }
 
-Cell BeladyOrder::victim(const InUse& in_use) {
-    while (!heap_.empty()) {
-        const Cell cell = heap_.top().cell;
-        heap_.remove(cell);
-        if (!in_use(cell)) return cell;
-    }
-    return kNoCell;
+void BeladyOrder::use(Cell cell, Tick tick) {
+    last_tick_[cell] = tick;
+    entries_.put(kNever - next_use_[tick], tick, cell);
 }
+
+Cell BeladyOrder::victim(const InUse& in_use) { return take_out(entries_, in_use); }
 
 }  // namespace moeprof

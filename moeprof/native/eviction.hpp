@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "indexed_heap.hpp"
+#include "tournament.hpp"
 
 namespace moeprof {
 
@@ -47,14 +47,29 @@ class Frequencies {
     double increment_ = 1;
 };
 
+// The cells of a batch, of which those count that are entries.
+struct UsedCells {
+    const Cell* cells;
+    std::size_t num_cells;
+    Cell base;                     // what an order calls 0
+    const std::uint8_t* is_entry;  // of each cell of the cache
+    Tick tick;                     // of the first lookup
+
+    template <typename Use>
+    void for_each_entry(const Use& use) const {
+        for (std::size_t i = 0; i < num_cells; ++i) {
+            if (is_entry[cells[i]]) use(cells[i] - base, static_cast<Tick>(tick + i));
+        }
+    }
+};
+
 // The entries of one cache in the order in which they are given up.
 class EvictionOrder {
   public:
     virtual ~EvictionOrder() = default;
 
-    // A batch uses an entry, present before or just brought in. `tick` numbers the lookups of the
-    // whole replay.
-    virtual void use(Cell cell, std::uint64_t tick) = 0;
+    // A batch uses its entries, present before or just brought in.
+    virtual void use(const UsedCells& used) = 0;
     // Takes out the entry to give up first, kNoCell where the batch uses all. Entries in use may
     // be taken out on the way: each of them is given to `use` before the next call from another
     // batch.
@@ -109,7 +124,7 @@ class RecencyList {
 class LruOrder final : public EvictionOrder {
   public:
     explicit LruOrder(std::size_t num_cells) : list_(num_cells) {}
-    void use(Cell cell, std::uint64_t tick) override;
+    void use(const UsedCells& used) override;
     Cell victim(const InUse& in_use) override;
     void restore(Cell cell) override { list_.push_oldest(cell); }
     void clear() override { list_.clear(); }
@@ -123,23 +138,20 @@ class LruOrder final : public EvictionOrder {
 class LfuOrder final : public EvictionOrder {
   public:
     LfuOrder(std::size_t num_cells, const double* scores)
-        : heap_(num_cells), last_tick_(num_cells), scores_(scores) {}
-    void use(Cell cell, std::uint64_t tick) override;
+        : entries_(num_cells), last_tick_(num_cells), scores_(scores) {}
+    void use(const UsedCells& used) override;
+    void use(Cell cell, Tick tick);
     Cell victim(const InUse& in_use) override;
-    void restore(Cell cell) override { heap_.push(item_of(cell)); }
-    void scale(double factor) override { heap_.scale(factor); }
-    void clear() override { heap_.clear(); }
+    void restore(Cell cell) override { use(cell, last_tick_[cell]); }
+    void scale(double factor) override;
+    void clear() override { entries_.clear(); }
 
-    bool holds(Cell cell) const { return heap_.holds(cell); }
-    void remove(Cell cell) { heap_.remove(cell); }
+    bool holds(Cell cell) const { return entries_.holds(cell); }
+    void remove(Cell cell) { entries_.remove(cell); }
 
   private:
-    HeapItem item_of(Cell cell) const { return {scores_[cell], last_tick_[cell], cell}; }
-
-    // Scores only grow, so that keys in the heap may lag behind: they are put right when they
-    // come to the top, and a use costs no work on the heap.
-    IndexedHeap heap_;
-    std::vector<std::uint64_t> last_tick_;
+    Tournament entries_;
+    std::vector<Tick> last_tick_;
     const double* scores_;
 };
 
@@ -156,16 +168,18 @@ class LfruOrder final : public EvictionOrder {
           was_recent_(num_cells),
           bytes_(bytes),
           room_(recent_bytes) {}
-    void use(Cell cell, std::uint64_t tick) override;
+    void use(const UsedCells& used) override;
     Cell victim(const InUse& in_use) override;
     void restore(Cell cell) override;
     void scale(double factor) override { older_.scale(factor); }
     void clear() override;
 
   private:
+    void use(Cell cell, Tick tick);
+
     RecencyList recent_;
     LfuOrder older_;
-    std::vector<std::uint64_t> last_tick_;
+    std::vector<Tick> last_tick_;
     std::vector<std::uint8_t> was_recent_;  // of each victim
     const std::int64_t* bytes_;
     std::int64_t room_;
@@ -178,19 +192,17 @@ class LfruOrder final : public EvictionOrder {
 class BeladyOrder final : public EvictionOrder {
   public:
     BeladyOrder(std::size_t num_cells, const std::uint32_t* next_use)
-        : heap_(num_cells), last_tick_(num_cells), next_use_(next_use) {}
-    void use(Cell cell, std::uint64_t tick) override;
+        : entries_(num_cells), last_tick_(num_cells), next_use_(next_use) {}
+    void use(const UsedCells& used) override;
     Cell victim(const InUse& in_use) override;
-    void restore(Cell cell) override { heap_.push(item_of(cell)); }
-    void clear() override { heap_.clear(); }
+    void restore(Cell cell) override { use(cell, last_tick_[cell]); }
+    void clear() override { entries_.clear(); }
 
   private:
-    HeapItem item_of(Cell cell) const {
-        return {-static_cast<double>(next_use_[last_tick_[cell]]), last_tick_[cell], cell};
-    }
+    void use(Cell cell, Tick tick);
 
-    IndexedHeap heap_;
-    std::vector<std::uint64_t> last_tick_;
+    Tournament entries_;
+    std::vector<Tick> last_tick_;
     const std::uint32_t* next_use_;
 };
 

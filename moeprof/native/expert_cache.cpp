@@ -15,18 +15,15 @@ ExpertCache::ExpertCache(std::vector<std::int64_t> bytes, const std::uint8_t* pi
                          std::vector<CachePool> pools, Admission admission,
                          std::shared_ptr<Frequencies> frequencies)
     : bytes_(std::move(bytes)),
-      states_(bytes_.size(), kAbsent),
+      is_pinned_(pinned, pinned + bytes_.size()),
+      is_entry_(bytes_.size()),
       last_batch_(bytes_.size()),
       pools_(std::move(pools)),
       pool_cells_(bytes_.size() / pools_.size()),
       admission_(admission),
-      frequencies_(std::move(frequencies)) {
-    for (std::size_t cell = 0; cell < bytes_.size(); ++cell) {
-        if (pinned[cell]) states_[cell] = kPinned;
-    }
-}
+      frequencies_(std::move(frequencies)) {}
 
-BatchOutcome ExpertCache::batch(const Cell* cells, std::size_t num_cells, std::uint64_t tick,
+BatchOutcome ExpertCache::batch(const Cell* cells, std::size_t num_cells, Tick tick,
                                 std::uint8_t* is_hit) {
     BatchOutcome outcome;
     if (num_cells == 0) return outcome;
@@ -34,22 +31,23 @@ BatchOutcome ExpertCache::batch(const Cell* cells, std::size_t num_cells, std::u
     const Cell base = static_cast<Cell>(index * pool_cells_);
     CachePool& pool = pools_[index];
     ++batch_;
-    missed_.clear();
-    const bool watched = pool.order && pool.order->watches();
+    missed_.resize(num_cells);
     for (std::size_t i = 0; i < num_cells; ++i) {
         const Cell cell = cells[i];
         last_batch_[cell] = batch_;
-        if (frequencies_) frequencies_->use(cell);
-        if (watched) pool.order->look_up(cell - base, batch_);
-        is_hit[i] = states_[cell] != kAbsent;
+        is_hit[i] = is_entry_[cell] | is_pinned_[cell];
+        missed_[i - outcome.hits] = cell;
         outcome.hits += is_hit[i];
-        if (!is_hit[i]) missed_.push_back(cell);
     }
-    if (!pool.order) return outcome;
+    missed_.resize(num_cells - outcome.hits);
+    if (frequencies_) {
+        for (std::size_t i = 0; i < num_cells; ++i) frequencies_->use(cells[i]);
+    }
+    if (pool.order->watches()) {
+        for (std::size_t i = 0; i < num_cells; ++i) pool.order->look_up(cells[i] - base, batch_);
+    }
     bring_in({pool, base, {last_batch_.data() + base, batch_}}, outcome);
-    for (std::size_t i = 0; i < num_cells; ++i) {
-        if (states_[cells[i]] == kPresent) pool.order->use(cells[i] - base, tick + i);
-    }
+    pool.order->use({cells, num_cells, base, is_entry_.data(), tick});
     return outcome;
 }
 
@@ -62,7 +60,7 @@ void ExpertCache::bring_in(const Layer& layer, BatchOutcome& outcome) {
         if (!pool.order->admits(cell - layer.base)) continue;
         const bool fits = make_room(layer, cell, bytes_[cell]);
         if (!fits && admission_.is_budget_hard) continue;
-        states_[cell] = kPresent;
+        is_entry_[cell] = 1;
         pool.held_bytes += bytes_[cell];
         ++outcome.uploads;
         outcome.uploaded_bytes += bytes_[cell];
@@ -94,7 +92,7 @@ bool ExpertCache::make_room(const Layer& layer, Cell wanted, std::int64_t bytes)
         return false;
     }
     for (const Cell victim : victims_) {
-        states_[victim] = kAbsent;
+        is_entry_[victim] = 0;
         pool.held_bytes -= bytes_[victim];
     }
     return fits;
@@ -111,18 +109,14 @@ void ExpertCache::step() {
     frequencies_->step();
     if (!frequencies_->overflows()) return;
     const double factor = frequencies_->rescale();
-    for (CachePool& pool : pools_) {
-        if (pool.order) pool.order->scale(factor);
-    }
+    for (CachePool& pool : pools_) pool.order->scale(factor);
 }
 
 void ExpertCache::clear() {
-    for (State& state : states_) {
-        if (state == kPresent) state = kAbsent;
-    }
+    std::fill(is_entry_.begin(), is_entry_.end(), 0);
     for (CachePool& pool : pools_) {
         pool.held_bytes = 0;
-        if (pool.order) pool.order->clear();
+        pool.order->clear();
     }
     if (frequencies_) frequencies_->clear();
 }

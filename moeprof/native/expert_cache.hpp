@@ -30,7 +30,7 @@ struct BatchOutcome {
     std::int64_t uploaded_bytes = 0;
 };
 
-// One budget and the order in which its entries are given up; null where none ever goes.
+// One budget and the order in which its entries are given up.
 struct CachePool {
     std::unique_ptr<EvictionOrder> order;
     std::int64_t budget_bytes = 0;
@@ -49,16 +49,13 @@ class ExpertCache {
     // Looks up the distinct cells of a batch, all of one layer. Afterwards the missed cells that
     // are admitted are present, and the pool is trimmed to its budget without giving up an entry
     // that this batch used. `tick` numbers the first lookup; is_hit [num_cells] is written.
-    BatchOutcome batch(const Cell* cells, std::size_t num_cells, std::uint64_t tick,
-                       std::uint8_t* is_hit);
+    BatchOutcome batch(const Cell* cells, std::size_t num_cells, Tick tick, std::uint8_t* is_hit);
     // A token, or a window of a prompt, has passed through all layers.
     void step();
     // Forgets everything but what is pinned.
     void clear();
 
   private:
-    enum State : std::uint8_t { kAbsent, kPresent, kPinned };
-
     struct Layer;  // the pool of a batch
 
     void bring_in(const Layer& layer, BatchOutcome& outcome);
@@ -66,7 +63,8 @@ class ExpertCache {
     bool is_worth(Cell wanted, Cell victim) const;
 
     std::vector<std::int64_t> bytes_;
-    std::vector<State> states_;
+    std::vector<std::uint8_t> is_pinned_;
+    std::vector<std::uint8_t> is_entry_;  // under the budget
     std::vector<std::uint32_t> last_batch_;
     std::vector<CachePool> pools_;
     std::size_t pool_cells_;

@@ -75,6 +75,19 @@ template <typename Uses>
 void replay(const Lookups& lookups, const Uses* uses, const ReplayTimes& times, ExpertCache& cache,
             const ReplayOutput& output);
 
+// Lists of cells that are always present: set_of_batch[b] names the list of batch b, row by row in
+// is_member [sets, num_cells].
+struct CellSets {
+    const std::uint8_t* is_member;
+    const std::uint32_t* set_of_batch;
+    std::size_t num_cells;
+};
+
+// Which lookups a list holds; nothing is brought in.
+template <typename Uses>
+void look_up_sets(const Lookups& lookups, const Uses* uses, const CellSets& sets,
+                  const ReplayOutput& output);
+
 // The most lookups that can hit where is_scored[batch] holds, among all ways to keep up to
 // `capacity` entries of each pool, to bring in any of a batch's cells, and to begin (and begin
 // anew) with any: after each batch those stay whose next use is scored and comes first. As `replay`

@@ -40,7 +40,7 @@ void write(const ReplayOutput& output, std::size_t batch, const BatchOutcome& ou
 
 // The entries to begin with: the cells whose first use, before the next restart, is scored.
 void preload(const Lookups& lookups, std::size_t batch, Clock clock, const std::uint8_t* is_scored,
-             std::vector<IndexedHeap>& kept, const std::vector<std::size_t>& capacities,
+             std::vector<Tournament>& kept, const std::vector<std::size_t>& capacities,
              std::vector<std::uint8_t>& was_used) {
     std::fill(was_used.begin(), was_used.end(), 0);
     const std::size_t pool_cells = was_used.size() / kept.size();
@@ -51,13 +51,13 @@ void preload(const Lookups& lookups, std::size_t batch, Clock clock, const std::
             if (was_used[cell]) continue;
             was_used[cell] = 1;
             --unused;
-            IndexedHeap& heap = kept[kept.size() == 1 ? 0 : cell / pool_cells];
-            if (is_scored[batch]) heap.push({-static_cast<double>(batch), i, cell});
+            Tournament& entries = kept[kept.size() == 1 ? 0 : cell / pool_cells];
+            if (is_scored[batch]) entries.put(kNever - batch, static_cast<Tick>(i), cell);
         }
     }
     for (std::size_t pool = 0; pool < kept.size(); ++pool) {
-        IndexedHeap& heap = kept[pool];
-        while (heap.size() > capacities[pool]) heap.remove(heap.top().cell);
+        Tournament& entries = kept[pool];
+        while (entries.size() > capacities[pool]) entries.remove(entries.top());
     }
 }
 
@@ -72,7 +72,8 @@ void replay(const Lookups& lookups, const Uses* uses, const ReplayTimes& times, 
         const std::size_t first = lookups.first(batch);
         const std::size_t size = lookups.size(batch);
         std::uint8_t* is_hit = output.is_hit + first;
-        const BatchOutcome outcome = cache.batch(lookups.cells + first, size, first, is_hit);
+        const BatchOutcome outcome =
+            cache.batch(lookups.cells + first, size, static_cast<Tick>(first), is_hit);
         write(output, batch, outcome, served(uses + first, is_hit, size));
         if (clock.step_ends_after(batch)) cache.step();
     }
@@ -84,18 +85,41 @@ template void replay(const Lookups&, const std::uint32_t*, const ReplayTimes&, E
                      const ReplayOutput&);
 
 template <typename Uses>
+void look_up_sets(const Lookups& lookups, const Uses* uses, const CellSets& sets,
+                  const ReplayOutput& output) {
+    for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
+        const std::uint8_t* is_member = sets.is_member + sets.set_of_batch[batch] * sets.num_cells;
+        const std::size_t first = lookups.first(batch);
+        const std::size_t size = lookups.size(batch);
+        const Cell* cells = lookups.cells + first;
+        std::uint8_t* is_hit = output.is_hit + first;
+        BatchOutcome outcome;
+        for (std::size_t i = 0; i < size; ++i) {
+            is_hit[i] = is_member[cells[i]] != 0;
+            outcome.hits += is_hit[i];
+        }
+        write(output, batch, outcome, served(uses + first, is_hit, size));
+    }
+}
+
+template void look_up_sets(const Lookups&, const std::uint16_t*, const CellSets&,
+                           const ReplayOutput&);
+template void look_up_sets(const Lookups&, const std::uint32_t*, const CellSets&,
+                           const ReplayOutput&);
+
+template <typename Uses>
 void replay_optimum(const Lookups& lookups, const Uses* uses, const ReplayTimes& times,
                     const std::uint32_t* next_use, const std::uint8_t* is_scored,
                     const std::vector<std::size_t>& capacities, const std::int64_t* bytes,
                     std::size_t num_cells, const ReplayOutput& output) {
     const std::size_t pool_cells = num_cells / capacities.size();
     // The entry that is used again last comes first.
-    std::vector<IndexedHeap> kept(capacities.size(), IndexedHeap(num_cells));
+    std::vector<Tournament> kept(capacities.size(), Tournament(num_cells));
     std::vector<std::uint8_t> was_used(num_cells);
     Clock clock(times);
     for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
         if (clock.restarts_at(batch) || batch == 0) {
-            for (IndexedHeap& heap : kept) heap.clear();
+            for (Tournament& entries : kept) entries.clear();
             preload(lookups, batch, clock, is_scored, kept, capacities, was_used);
         }
         const std::size_t first = lookups.first(batch);
@@ -105,20 +129,20 @@ void replay_optimum(const Lookups& lookups, const Uses* uses, const ReplayTimes&
         BatchOutcome outcome;
         if (size > 0) {
             const std::size_t pool = capacities.size() == 1 ? 0 : cells[0] / pool_cells;
-            IndexedHeap& heap = kept[pool];
+            Tournament& entries = kept[pool];
             for (std::size_t i = 0; i < size; ++i) {
-                is_hit[i] = heap.holds(cells[i]);
+                is_hit[i] = entries.holds(cells[i]);
                 outcome.hits += is_hit[i];
-                if (is_hit[i]) heap.remove(cells[i]);
+                if (is_hit[i]) entries.remove(cells[i]);
             }
             for (std::size_t i = 0; i < size; ++i) {
                 const std::uint32_t next = next_use[first + i];
                 if (next == kNever || !is_scored[next]) continue;
-                heap.push({-static_cast<double>(next), first + i, cells[i]});
+                entries.put(kNever - next, static_cast<Tick>(first + i), cells[i]);
             }
-            while (heap.size() > capacities[pool]) heap.remove(heap.top().cell);
+            while (entries.size() > capacities[pool]) entries.remove(entries.top());
             for (std::size_t i = 0; i < size; ++i) {
-                if (is_hit[i] || !heap.holds(cells[i])) continue;
+                if (is_hit[i] || !entries.holds(cells[i])) continue;
                 ++outcome.uploads;
                 outcome.uploaded_bytes += bytes[cells[i]];
             }

@@ -6,15 +6,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from moeprof.native import replay_lookups, replay_optimum
+from moeprof.native import look_up_sets, replay_lookups, replay_optimum
 from moeprof.policies.accesses import Accesses
 from moeprof.policies.held_out import HeldOut
 from moeprof.policies.policy import Policy
 from moeprof.policies.static_set import static_set
 from moeprof.policies.user_policy import CacheFacts, Guarded
 from moeprof.trace import PHASES
-
-_NATIVE_ORDER = {"static": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +107,18 @@ def replay(
         ValueError: the policy learns, and there is no `training`.
     """
     sizes = np.ascontiguousarray(cell_bytes, np.int64).reshape(-1)
-    pinned = np.zeros(len(sizes), np.bool_)
     pools = _pool_budgets(accesses, policy, budget_bytes, sizes)
+    pinned = np.zeros(len(sizes), np.bool_)
     if policy.learns:
         if training is None:
             raise ValueError(f"policy {policy.name} learns: training is needed")
-        share = 1.0 if policy.order == "static" else policy.pinned
-        for pool, room in zip(_pools(len(pools), len(sizes)), pools, strict=True):
-            learned = np.asarray(training, np.float64).reshape(-1)[pool]
-            pinned[pool] = static_set(learned, sizes[pool], int(share * room))
+        pinned = _pinned(policy, sizes, pools, training)
+    if policy.order == "static":
+        everywhere = np.zeros(accesses.num_batches, np.uint32)
+        arrays = _looked_up(accesses, pinned[None], everywhere)
+    else:
         pools = pools - np.where(pinned, sizes, 0).reshape(len(pools), -1).sum(axis=1)
-    arrays = _replayed(accesses, policy, (sizes, pinned, pools), _restarts(accesses, restart))
+        arrays = _replayed(accesses, policy, (sizes, pinned, pools), _restarts(accesses, restart))
     return ReplayResult(accesses, policy, budget_bytes, *arrays)
 
 
@@ -150,6 +149,13 @@ def replay_held_out(
     if not policy.learns:
         return replay(accesses, policy, budget_bytes, cell_bytes, restart=restart)
     fold_of_step = held_out.fold_of_sequence[accesses.step_sequence]
+    if policy.order == "static":
+        sizes = np.ascontiguousarray(cell_bytes, np.int64).reshape(-1)
+        pools = _pool_budgets(accesses, policy, budget_bytes, sizes)
+        sets = np.stack([_pinned(policy, sizes, pools, learned) for learned in held_out.training])
+        set_of_batch = np.repeat(fold_of_step.astype(np.uint32), accesses.shape.num_moe_layers)
+        found = _looked_up(accesses, sets, set_of_batch)
+        return ReplayResult(accesses, policy, budget_bytes, *found)
     merged = _nothing(accesses)
     for fold, training in enumerate(held_out.training):
         steps = fold_of_step == fold
@@ -160,9 +166,18 @@ def replay_held_out(
     return ReplayResult(accesses, policy, budget_bytes, *merged)
 
 
-def _pools(number: int, num_cells: int) -> list[slice]:
-    size = num_cells // number
-    return [slice(pool * size, (pool + 1) * size) for pool in range(number)]
+def _pinned(
+    policy: Policy,
+    sizes: NDArray[np.int64],
+    pools: NDArray[np.int64],
+    training: NDArray[np.generic],
+) -> NDArray[np.bool_]:
+    """[C] bool: the cells that a policy that learns keeps in its part of each pool."""
+    share = 1.0 if policy.order == "static" else policy.pinned
+    learned = np.asarray(training, np.float64).reshape(len(pools), -1)
+    of_pool = sizes.reshape(len(pools), -1)
+    rooms = (share * pools).astype(np.int64).tolist()
+    return np.concatenate([static_set(*own) for own in zip(learned, of_pool, rooms, strict=True)])
 
 
 def _pool_budgets(
@@ -213,6 +228,15 @@ def _put(into: _Arrays, accesses: Accesses, batches: NDArray[np.bool_], found: _
     into[4][batches] = found[4]
 
 
+def _looked_up(
+    accesses: Accesses, sets: NDArray[np.bool_], set_of_batch: NDArray[np.uint32]
+) -> _Arrays:
+    """What lists of cells hold: `sets` [S, C], and which of them is that of each batch."""
+    lookups = (accesses.batch_start, accesses.cells, accesses.uses)
+    found = look_up_sets(*lookups, sets.view(np.uint8), set_of_batch)
+    return found[0].view(np.bool_), *found[1:]
+
+
 def _replayed(
     accesses: Accesses,
     policy: Policy,
@@ -235,7 +259,7 @@ def _replayed(
         *lookups,
         num_rows,
         restarts,
-        _NATIVE_ORDER.get(policy.order, policy.order),
+        policy.order,
         sizes,
         pinned.view(np.uint8),
         pools,

@@ -32,7 +32,7 @@ from moeprof.native.reference.layout import (
     unpack_rows,
     xor_words,
 )
-from moeprof.native.reference.replay import replay_lookups, reuse_distances
+from moeprof.native.reference.replay import look_up_sets, replay_lookups, reuse_distances
 from moeprof.native.reference.routed_tokens import (
     candidate_ranks,
     chosen_pairs,
@@ -59,6 +59,7 @@ __all__ = [
     "exponential",
     "gelu_tanh",
     "lag_overlap",
+    "look_up_sets",
     "pack_expert",
     "pack_rows",
     "pair_counts",

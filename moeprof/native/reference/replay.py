@@ -47,7 +47,7 @@ class ReferenceCache:
     the cache may exceed its budget, and the next batch begins by trimming it.
 
     Args:
-        order: `none`, `lru`, `lfu`, `lfru` or `belady`.
+        order: `lru`, `lfu`, `lfru` or `belady`.
         cell_bytes: [C] int64.
         pinned: [C] bool, cells that are always present and count for no budget.
         budgets: [P] int64, of P runs of C / P cells.
@@ -99,8 +99,6 @@ class ReferenceCache:
             self.score[cell] = self.score.get(cell, 0.0) + self.increment
         hits = [cell in self.present or cell in self.pinned for cell in cells]
         uploads: list[int] = []
-        if self.order == "none":
-            return hits, uploads
         self._make_room(pool, cells, None)
         for cell, hit in zip(cells, hits, strict=True):
             if hit or len(uploads) == self.max_uploads:
@@ -222,6 +220,47 @@ def replay_lookups(
         table[:, 1].astype(np.uint32),
         table[:, 2].astype(np.uint16),
         table[:, 3],
+    )
+
+
+def look_up_sets(
+    batch_start: NDArray[np.int64],
+    cells: NDArray[np.uint32],
+    uses: NDArray[np.unsignedinteger],
+    is_member: NDArray[np.uint8],
+    set_of_batch: NDArray[np.uint32],
+) -> tuple[
+    NDArray[np.uint8],
+    NDArray[np.uint16],
+    NDArray[np.uint32],
+    NDArray[np.uint16],
+    NDArray[np.int64],
+]:
+    """Look cells up in lists that never change.
+
+    Args:
+        batch_start: [B + 1] int64.
+        cells: [N] uint32.
+        uses: [N], assignments behind each lookup.
+        is_member: [S, C], whether each list holds each cell.
+        set_of_batch: [B] uint32, below S.
+
+    Returns:
+        As `replay_lookups`; nothing is brought in.
+    """
+    is_hit: list[bool] = []
+    rows = []
+    for chosen, (first, end) in zip(set_of_batch, pairwise(batch_start), strict=True):
+        hits = [bool(is_member[chosen, cell]) for cell in cells[first:end]]
+        is_hit += hits
+        rows.append((sum(hits), int(uses[first:end][np.asarray(hits, np.bool_)].sum())))
+    table = np.asarray(rows, np.int64).reshape(-1, 2)
+    return (
+        np.asarray(is_hit, np.uint8),
+        table[:, 0].astype(np.uint16),
+        table[:, 1].astype(np.uint32),
+        np.zeros(len(rows), np.uint16),
+        np.zeros(len(rows), np.int64),
     )
 
 
