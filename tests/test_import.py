@@ -326,6 +326,11 @@ def test_budgets_in_bytes_need_the_bytes_of_experts(tmp_path: Path, capsys) -> N
         (["tok-layers", "a", "-o", "b", "--phase", "both"], "'both' is not one of prefill, decode"),
         (["tok-layers", "a", "-o", "b", "--moe-layers", "x"], "is no list of layers"),
         (["tok-layers", "a", "-o", "b", "--moe-layers", "5-3"], "names no layer"),
+        (["tok-layers", "a", "-o", "b", "--moe-layers", "1-65535"], "the last is 65534"),
+        (["tok-layers", "a", "-o", "b", "--num-experts", "0"], "greater than or equal to 1"),
+        (["tok-layers", "a", "-o", "b", "--num-experts", "-1"], "greater than or equal to 1"),
+        (["tok-layers", "a", "-o", "b", "--num-experts", "70000"], "less than or equal to 65535"),
+        (["tok-layers", "a", "-o", "b", "--top-k", "70000"], "less than or equal to 65535"),
         (["tok-layers", "a"], "Missing option"),
     ],
 )

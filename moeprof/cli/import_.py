@@ -11,7 +11,6 @@ from moeprof.cli.options import Force
 if TYPE_CHECKING:
     from moeprof.interop import KnownModel
 
-_MAX_LAYER = 65534
 _LAYERS = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
 
 
@@ -106,6 +105,8 @@ def import_(
 
 
 def _layers(text: str) -> tuple[int, ...]:
+    from moeprof.interop.values import MAX_LAYER
+
     if not _LAYERS.fullmatch(text):
         raise typer.BadParameter(f"{text!r} is no list of layers such as 1-26 or 3,5-47")
     layers: set[int] = set()
@@ -114,8 +115,8 @@ def _layers(text: str) -> tuple[int, ...]:
         layers |= set(range(int(first), int(last or first) + 1))
     if not layers:
         raise typer.BadParameter(f"{text!r} names no layer")
-    if max(layers) > _MAX_LAYER:
-        raise typer.BadParameter(f"{text!r} names layer {max(layers)}, the last is {_MAX_LAYER}")
+    if max(layers) > MAX_LAYER:
+        raise typer.BadParameter(f"{text!r} names layer {max(layers)}, the last is {MAX_LAYER}")
     return tuple(sorted(layers))
 
 
