@@ -141,12 +141,12 @@ def _rows(table: Table, preamble: Preamble) -> _Rows:
 
 def _top_k(table: Table, preamble: Preamble, slot: NDArray[np.int64]) -> int:
     """Slots per token: as stated, which the rows must fill, or as in the rows."""
-    filled = int(slot.max()) + 1
+    filled = max(int(slot.max()) + 1, 1)
     if "n_expert_used" not in preamble.model:
         return min(filled, _MAX_SLOTS)
     line = int(preamble.model["line"])
     stated = number_in(table.path, line, "n_expert_used", preamble.model)
-    if stated < 1 or stated > max(filled, 1):
+    if stated < 1 or stated > filled:
         raise TraceError(
             f"{table.path}: line {line}: n_expert_used is {stated}, the rows have {filled} slots",
             "record the file anew",
