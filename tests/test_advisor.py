@@ -354,10 +354,18 @@ class TestSweepText:
         assert sweep_budgets("vram = 1.5GiB..22.5GiB:2") == (3 * 2**29, 45 * 2**29)
 
     @pytest.mark.parametrize(
-        "text", ["4GB..96GB", "vram=4GB", "vram=96GB..4GB", "ram=1GB..2GB", "vram=1GB..2GB:1"]
+        ("text", "message"),
+        [
+            ("4GB..96GB", "is no range of VRAM"),
+            ("vram=4GB", "is no range of VRAM"),
+            ("ram=1GB..2GB", "is no range of VRAM"),
+            ("vram=96GB..4GB", "does not ascend"),
+            ("vram=0..4GB", "does not ascend"),
+            ("vram=1GB..2GB:1", "has 1 budgets, expected 2 to 1000"),
+        ],
     )
-    def test_what_is_no_range_is_refused_with_an_example(self, text: str) -> None:
-        with pytest.raises(CapacityError) as caught:
+    def test_what_is_no_range_is_refused_with_an_example(self, text: str, message: str) -> None:
+        with pytest.raises(CapacityError, match=message) as caught:
             sweep_budgets(text)
         assert "vram=4GB..96GB" in caught.value.hint
 

@@ -26,6 +26,8 @@ def sweep_budgets(text: str) -> tuple[int, ...]:
         raise CapacityError(f"sweep: {text!r} is no range of VRAM", _REMEDY)
     low, high = parse_size(match["low"]), parse_size(match["high"])
     points = int(match["points"] or _POINTS)
-    if not 0 < low < high or not 2 <= points <= 1000:
-        raise CapacityError(f"sweep: {text!r} does not ascend, or not in 2 to 1000 steps", _REMEDY)
+    if not 0 < low < high:
+        raise CapacityError(f"sweep: {text!r} does not ascend from above 0", _REMEDY)
+    if not 2 <= points <= 1000:
+        raise CapacityError(f"sweep: {text!r} has {points} budgets, expected 2 to 1000", _REMEDY)
     return tuple(sorted({round(float(one)) for one in np.geomspace(low, high, points)}))
