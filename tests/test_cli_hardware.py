@@ -65,6 +65,25 @@ def test_a_profile_is_not_replaced_without_force(
     assert path.read_text() == "{}"
 
 
+def test_a_profile_that_cannot_be_written_is_shown(
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    path = tmp_path / "machine.json"
+    with pytest.raises(SystemExit) as stopped:
+        main(["hardware", str(tiny_model), "-o", str(path), "--device", "cpu", "--json"])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert set(json.loads(out)["tiers"]) == {"vram", "ram"}
+    assert "machine    " in err and "No space left on device" in err and "wrote" not in err
+
+
 def test_json_is_the_profile_on_stdout(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

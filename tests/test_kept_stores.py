@@ -287,9 +287,10 @@ def test_a_directory_that_cannot_be_made_is_a_sentence(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MoeprofError, match="cannot be written or read") as caught:
-        opened(tmp_path / "file", checkpoint)
-    assert "--store" in caught.value.hint
+    for place in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(MoeprofError, match="a file, expected a directory") as caught:
+            opened(place, checkpoint)
+        assert "--store" in caught.value.hint
 
 
 def packed_bytes(loaded: LoadedModel) -> bytes:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jsonschema
@@ -16,6 +17,7 @@ from moeprof.placement import (
     LayerPlacement,
     Placement,
     Tier,
+    check_free,
     diff,
     format_ranges,
     parse_placement,
@@ -142,6 +144,19 @@ def test_the_dense_format_is_written_where_it_is_not_the_models_own() -> None:
     unknown = make_document() | {"dense_format": "q4_0"}
     with pytest.raises(PlacementError, match='dense_format: is "q4_0", expected one of stored'):
         parse_placement(json.dumps(unknown), "plan.json")
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PlacementError, match=r"cannot be written, .*/file is a file") as caught:
+        check_free(tmp_path / "file" / "deep" / "plan.json", force=True)
+    assert caught.value.hint == "choose another -o"
+    check_free(tmp_path / "new" / "deep" / "plan.json", force=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(PlacementError, match=f"{tmp_path} is read-only"):
+        check_free(tmp_path / "new" / "deep" / "plan.json", force=False)
 
 
 def test_the_schema_accepts_what_is_written() -> None:

@@ -424,6 +424,16 @@ def test_temperature_zero_takes_the_likeliest_token() -> None:
     assert Sampler(Sampling(temperature=1e-40)).draw(torch.tensor([0.0, 3.0, 2.9])) == 1
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("logits", [[1.0, torch.nan, 2.0], [1.0, torch.inf], [-torch.inf] * 2])
+def test_logits_that_overflowed_are_refused(temperature: float, logits: list[float]) -> None:
+    sampler = Sampler(Sampling(temperature=temperature))
+    assert sampler.draw(torch.tensor([-torch.inf, 3.0])) == 1
+    with pytest.raises(UnsupportedModelError, match="logits: the largest is") as caught:
+        sampler.draw(torch.tensor(logits))
+    assert "--dtype" in caught.value.hint
+
+
 def test_top_p_leaves_only_the_likeliest_tokens() -> None:
     logits = torch.tensor([0.45, 0.35, 0.15, 0.05]).log()
     sampler = Sampler(Sampling(temperature=1.0, top_p=0.7))

@@ -103,14 +103,15 @@ def bench(
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     document = _document(loaded, cases, figures)
-    if output is not None:
-        write_whole(output, document.encode())
-    if as_json:
-        typer.echo(document, nl=False)
-        return
-    _print(loaded, figures)
-    if output is not None:
-        typer.echo(f"wrote {output}", err=True)
+    try:
+        if output is not None:
+            write_whole(output, document.encode())
+            typer.echo(f"wrote {output}", err=True)
+    finally:  # what took minutes to measure is shown even where the disk is full
+        if as_json:
+            typer.echo(document, nl=False)
+        else:
+            _print(loaded, figures)
 
 
 def _token_ids(checkpoint: "Checkpoint", text: Path | None, count: int) -> list[int]:

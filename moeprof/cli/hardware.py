@@ -1,5 +1,6 @@
 """`moeprof hardware`: measure this machine with a model, for predictions of speed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,7 @@ import typer
 from moeprof.cli.options import Force, Json
 
 if TYPE_CHECKING:
-    from moeprof.hardware import TierProfile
+    from moeprof.hardware import HardwareProfile, TierProfile
 
 
 def hardware(
@@ -37,32 +38,37 @@ def hardware(
     """
     from moeprof.placement import check_free, write_whole
     from moeprof.runtime.measurement import measure_hardware
-    from moeprof.units import format_duration, format_size
 
     check_free(output, force)
     profile = measure_hardware(
         model, device=device, dtype=dtype, name=name, formats=weight_format or ()
     )
-    write_whole(output, profile.to_json().encode())
-    if as_json:
-        typer.echo(profile.to_json(), nl=False)
-    typer.echo(f"machine    {profile.name}", err=True)
+    try:
+        write_whole(output, profile.to_json().encode())
+        typer.echo(f"wrote {output}", err=True)
+    finally:  # what took minutes to measure is shown even where the disk is full
+        if as_json:
+            typer.echo(profile.to_json(), nl=False)
+        for line in _lines(profile):
+            typer.echo(line, err=True)
+
+
+def _lines(profile: "HardwareProfile") -> Iterator[str]:
+    """The profile for people."""
+    from moeprof.units import format_duration, format_size
+
+    yield f"machine    {profile.name}"
     for tier, facts in profile.tiers.items():
-        typer.echo(
+        yield (
             f"{tier:10} {format_size(facts.capacity_bytes)}, "
-            f"{format_size(facts.read_bytes_per_s)}/s",
-            err=True,
+            f"{format_size(facts.read_bytes_per_s)}/s"
         )
         for line in expert_lines(facts):
-            typer.echo(f"  {line}", err=True)
+            yield f"  {line}"
     dense, batch_dense = profile.dense_time, profile.dense_batch_time
-    typer.echo(f"layer      {format_duration(dense.fixed_s)} outside experts", err=True)
+    yield f"layer      {format_duration(dense.fixed_s)} outside experts"
     if batch_dense is not None:
-        typer.echo(
-            f"prompt     {format_duration(batch_dense.s_per_token)} per token outside experts",
-            err=True,
-        )
-    typer.echo(f"wrote {output}", err=True)
+        yield f"prompt     {format_duration(batch_dense.s_per_token)} per token outside experts"
 
 
 def expert_lines(tier: "TierProfile") -> list[str]:

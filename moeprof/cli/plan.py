@@ -106,13 +106,13 @@ def plan(
     placement = make_plan(opened, model_facts(model, request), request)
     drawn = _picture(placement)
     write_placement(placement, output, force)
+    typer.echo(f"wrote {output}", err=True)
     write_whole(picture, drawn)
+    typer.echo(f"wrote {picture}", err=True)
     if as_json:
         typer.echo(placement_text(placement), nl=False)
     else:
         _print_tables(placement)
-    typer.echo(f"wrote {output}", err=True)
-    typer.echo(f"wrote {picture}", err=True)
 
 
 def _print_tables(placement: "Placement") -> None:

@@ -103,6 +103,8 @@ def run(
     given = [prompt is not None, prompt_file is not None, chat, replay is not None]
     if sum(given) != 1:
         raise typer.BadParameter("give one of --prompt, --prompt-file, --chat and --replay")
+    if chat and sys.stdin is None:
+        raise typer.BadParameter("standard input is closed, from which --chat reads")
     from moeprof.placement import read_placement
 
     sampling = _sampling(max_new_tokens, temperature, top_p, seed)

@@ -1,6 +1,7 @@
 """Reading and writing the manifest."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,29 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Refuse to overwrite.
+    """Refuse to overwrite, and a place where nothing can be written.
 
     Raises:
-        PlacementError: something is at `path` and `force` is false, or it is a folder.
+        PlacementError: something is at `path` and `force` is false, or it is a folder, or its
+            folder is none or cannot be written to.
     """
-    if path.is_dir():
-        raise PlacementError(f"{path}: is a folder", f"name a file in it: -o {path}/NAME")
-    if path.exists() and not force:
-        raise PlacementError(f"{path}: already exists", "choose another -o, or add --force")
+    try:
+        if path.is_dir():
+            raise PlacementError(f"{path}: is a folder", f"name a file: -o {path}/NAME.json")
+        if path.exists() and not force:
+            raise PlacementError(f"{path}: already exists", "choose another -o, or add --force")
+        nearest = next(folder for folder in path.absolute().parents if folder.exists())
+        is_folder = nearest.is_dir()
+    except PermissionError as error:
+        raise PlacementError(
+            f"{path}: cannot be written ({error.strerror})", "choose another -o"
+        ) from error
+    if not is_folder:
+        raise PlacementError(f"{path}: cannot be written, {nearest} is a file", "choose another -o")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PlacementError(
+            f"{path}: cannot be written, {nearest} is read-only", "choose another -o"
+        )
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moeprof.errors import UnsupportedModelError
 from moeprof.native import ExpertLayer, Workers
 from moeprof.placement.tier import Tier
-from moeprof.runtime.kernel_call import KernelCall
+from moeprof.runtime.kernel_call import OVERFLOWED, KernelCall
 from moeprof.runtime.layer_times import DENSE, WAITING, LayerClock
 from moeprof.runtime.meter import Meter
 
@@ -90,5 +90,5 @@ def not_finite(name: str, row: int, error: object) -> UnsupportedModelError:
     """The error of a layer whose values overflowed."""
     return UnsupportedModelError(
         f"{name}: MoE layer {row} cannot be computed ({error})",
-        "values that overflow point to a damaged checkpoint, or to a --dtype that is too narrow",
+        OVERFLOWED,
     )

@@ -376,7 +376,9 @@ def _cannot(directory: Path, error: OSError) -> MoeprofError:
             f"{directory}: the disk is full, the kept experts do not fit",
             "free disk space, name a directory on another disk, or run without --store",
         )
+    is_file = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "a file, expected a directory" if is_file else error.strerror or error
     return MoeprofError(
-        f"{directory}: kept experts cannot be written or read there ({error.strerror or error})",
+        f"{directory}: kept experts cannot be written or read there ({reason})",
         "name a directory that you can write to with --store, or run without it",
     )

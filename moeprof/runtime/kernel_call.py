@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The remedy for values that are not finite.
+OVERFLOWED = (
+    "values that overflow point to a damaged checkpoint, or to a --dtype that is too narrow"
+)
 ELEMENT_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

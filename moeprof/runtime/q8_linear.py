@@ -11,7 +11,7 @@ from moeprof.native import HostMemory, Workers, multiply_packed, quantize_matrix
 from moeprof.native.reference import BLOCK_BYTES, BLOCK_SIZE
 from moeprof.native.reference.layout import QUAD, quad_bytes
 from moeprof.runtime.dense_ops import HAS_KERNELS, q8_row_products, q8_values
-from moeprof.runtime.kernel_call import ELEMENT_NAMES
+from moeprof.runtime.kernel_call import ELEMENT_NAMES, OVERFLOWED
 
 _FORMAT = "q8_0"
 _SCALE_BYTES = 2
@@ -79,8 +79,7 @@ class HostQ8Linear(nn.Module):
             except ValueError as error:
                 raise UnsupportedModelError(
                     f"{self._name}: cannot be computed ({error})",
-                    "values that overflow point to a damaged checkpoint, or to a --dtype that is "
-                    "too narrow",
+                    OVERFLOWED,
                 ) from error
         return output.view(*input.shape[:-1], self.out_features)
 

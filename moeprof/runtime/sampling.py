@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moeprof.errors import UnsupportedModelError
+from moeprof.runtime.kernel_call import OVERFLOWED
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -50,16 +53,29 @@ class Sampler:
 
         Args:
             logits: [V] floating, on any device.
+
+        Raises:
+            UnsupportedModelError: one is not a number, or none is finite.
         """
         if self._sampling.temperature == 0:
-            return int(logits.argmax())
+            both = torch.stack([logits.argmax().double(), logits.max().double()])
+            token_id, largest = both.tolist()  # the device is waited for once
+            _check_finite(largest)
+            return int(token_id)
         logits = logits.to("cpu", torch.float64)
-        scaled = (logits - logits.max()) / self._sampling.temperature
+        largest = float(logits.max())
+        _check_finite(largest)
+        scaled = (logits - largest) / self._sampling.temperature
         probabilities, token_ids = scaled.softmax(-1).sort(descending=True, stable=True)
         # A token stays as long as those before it do not reach top_p; the first always stays.
         before = probabilities.cumsum(-1) - probabilities
         kept = probabilities.masked_fill(before >= self._sampling.top_p, 0)
         return int(token_ids[torch.multinomial(kept, 1, generator=self._random)])
+
+
+def _check_finite(largest_logit: float) -> None:
+    if not math.isfinite(largest_logit):
+        raise UnsupportedModelError(f"logits: the largest is {largest_logit}", OVERFLOWED)
 
 
 class TextStream:

@@ -28,9 +28,14 @@ class StoredExperts:
 
     Args:
         request: what is to be split.
+
+    Raises:
+        UnsupportedModelError: they are to be movable.
     """
 
     def __init__(self, request: "ExpertsRequest") -> None:
+        if request.movable:
+            raise _not_packed("be moved")
         self._request = request
         self.notes: tuple[str, ...] = ()
         self.table = request.table
