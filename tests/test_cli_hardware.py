@@ -84,6 +84,15 @@ def test_a_profile_that_cannot_be_written_is_shown(
     assert "machine    " in err and "No space left on device" in err and "wrote" not in err
 
 
+def test_an_unknown_format_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["hardware", "./gone", "-o", str(tmp_path / "m.json"), "--format", "q9"])
+    assert stopped.value.code == 2
+    assert "'q9' is not one of q8_0, q4_0, bf16" in " ".join(capsys.readouterr().err.split())
+
+
 def test_json_is_the_profile_on_stdout(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

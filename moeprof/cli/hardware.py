@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Force, Json
+from moeprof.cli.options import Force, Json, check_format
 
 if TYPE_CHECKING:
     from moeprof.hardware import HardwareProfile, TierProfile
@@ -39,6 +39,8 @@ def hardware(
     from moeprof.placement import check_free, write_whole
     from moeprof.runtime.measurement import measure_hardware
 
+    for chosen in weight_format or ():
+        check_format(chosen)
     check_free(output, force)
     profile = measure_hardware(
         model, device=device, dtype=dtype, name=name, formats=weight_format or ()
