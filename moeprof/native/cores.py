@@ -44,8 +44,8 @@ class Seats:
             num_threads = len(cores)
         if not 1 <= num_threads <= len(order):
             raise CapacityError(
-                f"threads: {num_threads} asked for, this process has processors for 1 to "
-                f"{len(order)}, and workers that share one wait for each other",
+                f"threads: {num_threads}, expected at least 1 and at most {len(order)}, the "
+                "processors that there are for them: workers that share one wait for each other",
                 f"lower --threads to {len(order)}, or leave it out for one per core",
             )
         pinned = order[:num_threads]
