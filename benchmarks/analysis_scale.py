@@ -1,11 +1,14 @@
 """Speed and peak memory of analysing a long trace, part by part.
 
 A trace of the Qwen3-30B-A3B shape with 100 million assignments is made once (`made_trace.py`);
-then, in one process: its lookups are read, reuse distances computed, and three policies replayed
-at ten sizes each, and the whole analysis of `moeprof analyze` is run. Peaks of resident memory are
-those of the process up to there. A second, shorter trace shows that time is linear in length.
+then, in one process: its lookups are read, reuse distances computed, three policies replayed at ten
+sizes each, and coverage found with its intervals and floors; their sum is what the aim of 60 s
+speaks of. Belady's policy at the same sizes and the whole of `moeprof analyze` come after it. Peaks
+of resident memory are those of the process up to there. Replies are looked up token by token and
+prompts once for all their tokens, so that a trace of replies takes longest. A second, shorter trace
+shows that time is linear in length.
 
-    python benchmarks/analysis_scale.py [--assignments 100e6] [--folder DIR] [--threads 2]
+    python benchmarks/analysis_scale.py [--assignments 100e6] [--prompt-share 0.05] [--threads 2]
 """
 
 import argparse
@@ -40,7 +43,7 @@ from moeprof.policies import (
 )
 
 Made = TypeVar("Made")
-POLICIES = ("static", "lru", "lfu", "belady")
+POLICIES = ("static", "lru", "lfu")
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
 
 
@@ -49,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assignments", type=float, default=100e6)
     parser.add_argument("--folder", type=Path, help="keep the traces here for the next run")
+    parser.add_argument("--prompt-share", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -59,7 +63,8 @@ def main() -> None:
         folder = given.folder or Path(temporary)
         results = []
         for assignments in (int(given.assignments / 4), int(given.assignments)):
-            trace = make_long_trace(folder / f"trace-{assignments}", assignments)
+            name = f"trace-{assignments}-{given.prompt_share:g}"
+            trace = make_long_trace(folder / name, assignments, given.prompt_share)
             command = [sys.executable, __file__, "--measure", str(trace.path)]
             command += ["--threads", str(given.threads)]
             run = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -69,7 +74,7 @@ def main() -> None:
 
 def measure(path: Path, threads: int) -> dict[str, Any]:
     """Seconds of each part, and the peak of resident memory at its end."""
-    from moeprof.analyze import analyze
+    from moeprof.analyze import AnalysisSettings, analyze
 
     parts: list[dict[str, Any]] = []
 
@@ -86,14 +91,28 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
     timed("reuse distances", partial(distances, accesses))
     held_out = hold_out(trace)
     sizes = cell_bytes(trace.shape.expert_bytes, trace.shape.num_experts)
-    for text in POLICIES:
-        policy = parse_policy(text)
-        work = partial(replays, accesses, policy, sizes, held_out, threads)
+
+    def replayed(text: str) -> None:
+        work = partial(replays, accesses, parse_policy(text), sizes, held_out, threads)
         timed(f"{text} at {len(SHARES)} sizes", work)
+
+    for text in POLICIES:
+        replayed(text)
+    only = AnalysisSettings(sections=("coverage",))
+    timed("coverage", lambda: analyze(trace.cell_counts(), only))
+    aimed_at = len(parts)
+    replayed("belady")
     del accesses
     timed("moeprof analyze", lambda: analyze(trace))
     assignments = sum(sum(domain.tokens) for domain in trace.metadata.domains)
     assignments *= trace.shape.num_moe_layers * trace.shape.top_k
+    first = parts[:aimed_at]
+    whole = {
+        "part": "all up to here",
+        "seconds": sum(part["seconds"] for part in first),
+        "peak_bytes": first[-1]["peak_bytes"],
+    }
+    parts.insert(aimed_at, whole)
     return {"assignments": assignments, "threads": threads, "parts": parts}
 
 

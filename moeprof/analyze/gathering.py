@@ -54,9 +54,10 @@ def gather(samples: Sequence[Sample], domains: Sequence[str], trace: Trace | Non
     settings = samples[0].settings
     with ThreadPoolExecutor(len(physical_cores())) as pool:
         made = _stacked(list(pool.map(of_sample, samples)))
-    if settings.has("domains"):
-        made["jaccard"], made["transfer"] = frames.overlap_frames(samples)
-        made["merging"] = frames.merging_frame(samples, domains)
+        if settings.has("domains"):
+            overlap = pool.submit(frames.overlap_frames, samples)
+            made["merging"] = pool.submit(frames.merging_frame, samples, domains).result()
+            made["jaccard"], made["transfer"] = overlap.result()
     if settings.has("skew"):
         made["concentration"] = frames.concentration_frame(samples)
     return made

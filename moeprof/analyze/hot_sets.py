@@ -64,15 +64,34 @@ def best_first(
     Args:
         counts: [..., P, C], assignments.
         bytes_of: [P, C], bytes of each cell.
-        stable: among equals the lower index goes first; False lets the sort choose, which is
-            faster and enough where the order is averaged over.
+        stable: among equals the lower index goes first. False takes numbers that differ by less
+            than 2^-52 C of themselves for equal and those below 0 for 0, and is much faster:
+            enough where the order is averaged over.
 
     Returns:
         [..., P, C] int64, indices along the last axis.
     """
     benefit = counts / (bytes_of / bytes_of.min())
-    order: NDArray[np.int64] = np.argsort(-benefit, axis=-1, kind="stable" if stable else None)
+    if not stable:
+        return _largest_first(benefit)
+    order: NDArray[np.int64] = np.argsort(-benefit, axis=-1, kind="stable")
     return order
+
+
+def _largest_first(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """[..., C] int64: indices along the last axis, found by sorting plain numbers.
+
+    Bits of floats that are not negative are in the order of the floats; their last ones make place
+    for the index.
+    """
+    size = values.shape[-1]
+    index_bits = np.int64((1 << max(size - 1, 1).bit_length()) - 1)
+    keys = np.maximum(values, 0.0).view(np.int64)
+    np.bitwise_or(keys, index_bits, out=keys)
+    np.invert(keys, out=keys)
+    np.bitwise_or(keys, np.arange(size), out=keys)
+    keys.sort(axis=-1)
+    return np.bitwise_and(keys, index_bits, out=keys)
 
 
 def hot_set(

@@ -1,13 +1,13 @@
 """One domain (or all) in one phase: its counts, folds, resamples, and the three coverages."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.analyze import intervals
+from moeprof.analyze.computed_once import ComputedOnce
 from moeprof.analyze.coverage import (
     held_out_covered,
     in_sample_covered,
@@ -87,7 +87,7 @@ class Sample:
         """Degrees of freedom of the intervals; 0 where there are none."""
         return intervals.degrees_of_freedom(self.group_domain)
 
-    @cached_property
+    @ComputedOnce
     def fold(self) -> NDArray[np.int64]:
         """[G] int64, the fold of each group."""
         return deal_folds(self.group_domain, self.settings.folds, self.rng("folds"))
@@ -110,13 +110,13 @@ class Sample:
         ahead = (folds[None, :] - folds[:, None]) % len(folds)
         return ((ahead > 0) & (ahead <= max(1, len(folds) // 2))).astype(np.int64)
 
-    @cached_property
+    @ComputedOnce
     def weights(self) -> NDArray[np.float64]:
         """[R, G] float64, how often each group counts in each bootstrap resample."""
         rng = self.rng("resamples")
         return intervals.resampling_weights(self.group_domain, self.settings.resamples, rng)
 
-    @cached_property
+    @ComputedOnce
     def simulated(self) -> NDArray[np.int64]:
         """[simulations, L, E] int64, counts of even routing at this sample size."""
         return uniform_counts(
@@ -138,7 +138,7 @@ class Sample:
         spaced = np.geomspace(smallest, 1, _CURVE_POINTS).round(6).tolist()
         return tuple(sorted({*SHARES, self.settings.share, *spaced}))
 
-    @cached_property
+    @ComputedOnce
     def curve(self) -> CoverageLines:
         """Coverage of hot sets over the whole model at `curve_shares`; P is 1."""
         return self.model_coverage(self.curve_shares)
