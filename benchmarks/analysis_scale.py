@@ -92,16 +92,16 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
     held_out = hold_out(trace)
     sizes = cell_bytes(trace.shape.expert_bytes, trace.shape.num_experts)
 
-    def replayed(text: str) -> None:
-        work = partial(replays, accesses, parse_policy(text), sizes, held_out, threads)
+    def replayed(text: str, of: Accesses) -> None:
+        work = partial(replays, of, parse_policy(text), sizes, held_out, threads)
         timed(f"{text} at {len(SHARES)} sizes", work)
 
     for text in POLICIES:
-        replayed(text)
+        replayed(text, accesses)
     only = AnalysisSettings(sections=("coverage",))
     timed("coverage", lambda: analyze(trace.cell_counts(), only))
     aimed_at = len(parts)
-    replayed("belady")
+    replayed("belady", accesses)
     del accesses
     timed("moeprof analyze", lambda: analyze(trace))
     assignments = sum(sum(domain.tokens) for domain in trace.metadata.domains)
