@@ -2,6 +2,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,37 +22,56 @@ struct Made {
     std::size_t size;
 
     explicit Made(std::size_t count)
-        : bytes(aligned_bytes(std::max<std::size_t>(count, 1) * sizeof(Scalar))), size(count) {}
+        : bytes(unwritten_bytes(count * sizeof(Scalar))), size(count) {}
     Scalar* data() { return reinterpret_cast<Scalar*>(bytes.get()); }
     nb::ndarray<Scalar, nb::numpy> array() { return owned<Scalar>(std::move(bytes), {size}); }
 };
+
+// The first of some cells outside [base, base + size), or their number.
+std::size_t first_outside(const Cell* cells, std::size_t num_cells, Cell base, std::size_t size) {
+    std::uint32_t outside = 0;
+    for (std::size_t i = 0; i < num_cells; ++i) outside |= cells[i] - base >= size;
+    if (outside == 0) return num_cells;
+    std::size_t at = 0;
+    while (cells[at] - base < size) ++at;
+    return at;
+}
+
+[[noreturn]] void refuse_cell(std::size_t batch, Cell cell) {
+    refuse("cells: batch " + std::to_string(batch) + " looks up cell " + std::to_string(cell));
+}
 
 // Checks what the loops rely on: batches follow each other, and each is of one run of pool_cells.
 Lookups lookups_of(const Input<std::int64_t, 1>& batch_start, const Input<std::uint32_t, 1>& cells,
                    std::size_t num_cells, std::size_t pool_cells) {
     if (batch_start.shape(0) == 0) refuse("batch_start: empty");
     const Lookups lookups{batch_start.data(), batch_start.shape(0) - 1, cells.data()};
+    const std::size_t size = cells.shape(0);
     if (lookups.num_batches >= kNever) refuse("batch_start: too many batches");
-    if (cells.shape(0) > ~Tick{0}) refuse("cells: too many lookups");
+    if (size > ~Tick{0}) refuse("cells: too many lookups");
     if (batch_start.data()[0] != 0) refuse("batch_start: does not begin with 0");
     for (std::size_t batch = 0; batch < lookups.num_batches; ++batch) {
-        const std::int64_t first = batch_start.data()[batch];
         const std::int64_t end = batch_start.data()[batch + 1];
-        if (end < first || end > static_cast<std::int64_t>(cells.shape(0))) {
+        if (end < batch_start.data()[batch] || end > static_cast<std::int64_t>(size)) {
             refuse("batch_start: batch " + std::to_string(batch) + " ends at " +
                    std::to_string(end));
         }
-        if (first == end) continue;
-        const std::size_t base = cells.data()[first] / pool_cells * pool_cells;
-        for (std::int64_t i = first; i < end; ++i) {
-            const Cell cell = cells.data()[i];
-            if (cell >= num_cells || cell - base >= pool_cells) {
-                refuse("cells: batch " + std::to_string(batch) + " looks up cell " +
-                       std::to_string(cell));
-            }
-        }
     }
-    expect("cells: lookups", cells.shape(0), lookups.first(lookups.num_batches));
+    expect("cells: lookups", size, lookups.first(lookups.num_batches));
+    const std::size_t outside = first_outside(cells.data(), size, 0, num_cells);
+    if (outside < size) {
+        const auto* end = lookups.batch_start + lookups.num_batches;
+        const auto* next = std::upper_bound(lookups.batch_start, end, outside);
+        refuse_cell(next - lookups.batch_start - 1, cells.data()[outside]);
+    }
+    for (std::size_t batch = 0; pool_cells < num_cells && batch < lookups.num_batches; ++batch) {
+        const Cell* own = cells.data() + lookups.first(batch);
+        const std::size_t number = lookups.size(batch);
+        if (number == 0) continue;
+        const auto base = static_cast<Cell>(own[0] / pool_cells * pool_cells);
+        const std::size_t other = first_outside(own, number, base, pool_cells);
+        if (other < number) refuse_cell(batch, own[other]);
+    }
     return lookups;
 }
 

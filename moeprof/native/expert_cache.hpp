@@ -58,7 +58,8 @@ class ExpertCache {
   private:
     struct Layer;  // the pool of a batch
 
-    void bring_in(const Layer& layer, BatchOutcome& outcome);
+    std::uint32_t look_up(const Cell* cells, std::size_t num_cells, std::uint8_t* is_hit);
+    void bring_in(const Layer& layer, std::size_t num_missed, BatchOutcome& outcome);
     bool make_room(const Layer& layer, Cell wanted, std::int64_t bytes);
     bool is_worth(Cell wanted, Cell victim) const;
 
@@ -71,7 +72,7 @@ class ExpertCache {
     Admission admission_;
     std::shared_ptr<Frequencies> frequencies_;
     std::uint32_t batch_ = 0;
-    std::vector<Cell> missed_;
+    std::vector<Cell> missed_;  // of a batch, in its order
     std::vector<Cell> victims_;
 };
 

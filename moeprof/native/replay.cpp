@@ -93,12 +93,14 @@ void look_up_sets(const Lookups& lookups, const Uses* uses, const CellSets& sets
         const std::size_t size = lookups.size(batch);
         const Cell* cells = lookups.cells + first;
         std::uint8_t* is_hit = output.is_hit + first;
-        BatchOutcome outcome;
+        std::uint32_t hits = 0, served = 0;
         for (std::size_t i = 0; i < size; ++i) {
-            is_hit[i] = is_member[cells[i]] != 0;
-            outcome.hits += is_hit[i];
+            const bool hit = is_member[cells[i]] != 0;
+            is_hit[i] = hit;
+            hits += hit;
+            served += hit ? uses[first + i] : 0;
         }
-        write(output, batch, outcome, served(uses + first, is_hit, size));
+        write(output, batch, {hits, 0, 0}, served);
     }
 }
 

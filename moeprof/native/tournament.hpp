@@ -66,11 +66,11 @@ class Tournament {
         winners_[at] = winner;
         while (at > 1) {
             const Contender other = winners_[at ^ 1];
-            winner = other < winner ? other : winner;
             at /= 2;
-            const bool was_here = cell_of(winners_[at]) == cell;
+            const Contender before = winners_[at];
+            if (cell_of(before) != cell && winner >= before) return;
+            winner = other < winner ? other : winner;
             winners_[at] = winner;
-            if (!was_here && cell_of(winner) != cell) return;
         }
     }
 

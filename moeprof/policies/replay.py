@@ -50,8 +50,12 @@ class ReplayResult:
         In decode a lookup is an assignment. In prefill it is not: an expert is looked up once for
         all tokens of a prompt; `coverage` counts these.
         """
-        chosen = self.accesses.phase == PHASES.index(phase)
-        return _ratio(self.hits[chosen].sum(dtype=np.int64), self.accesses.lookups[chosen].sum())
+        accesses = self.accesses
+        num_rows = accesses.shape.num_moe_layers
+        hits = self.hits.reshape(-1, num_rows).sum(axis=1, dtype=np.int64)
+        lookups = np.diff(accesses.batch_start[::num_rows])
+        chosen = accesses.step_phase == PHASES.index(phase)
+        return _ratio(hits[chosen].sum(), lookups[chosen].sum())
 
     def coverage(self, phase: str) -> float:
         """Share of the assignments of a phase whose expert was present; NaN without any."""
