@@ -58,6 +58,7 @@ def _route_trace(folder: Path) -> list[tuple[str, object, str]]:
 
     ragged = [*lines]
     ragged[first + 4] += ",1,2"
+    after = f"line {len(lines) + 1}: "
     packed = gzip.compress(good.encode())
     unlisted = good.replace("# layer=1 expert_bytes=1000 dense_bytes=10\n", "")
     return [
@@ -95,7 +96,8 @@ def _route_trace(folder: Path) -> list[tuple[str, object, str]]:
         cell("weight beyond float16", 1, 6, "65520", "weight is 65520.0, expected a number"),
         cell("position beyond 32 bits", 1, 2, str(2**32), "step is 4294967296, expected 0 to"),
         cell("layer of 70000", 1, 3, "70000", "layer is 70000, expected 0 to 65534"),
-        ("long field", good + "0,1,9,1,0," + "1" * 200_000 + ",nan,1,0,0", "no line of comma-sep"),
+        # Whether this is a field at all depends on what other libraries allow the csv module.
+        ("long field", good + "0,1,9,1,0," + "1" * 200_000 + ",nan,1,0,0", after),
         ("stray return", good + "0,1,9,1\r,0,1,nan,1,0,0", "no line of comma-separated numbers"),
         (
             "column twice",

@@ -169,18 +169,16 @@ def resampled_held_out(
     flat = counts.reshape(num_groups, -1).astype(np.float64)
     per_pool = counts.sum(axis=-1)
     chunk = max(1, _CHUNK_BYTES // flat[0].nbytes)
-    shares = []
-    for start in range(0, len(weights), chunk):
-        drawn = weights[start : start + chunk]
-        total = drawn @ flat
-        served = np.zeros((len(drawn), pools, len(sizes)))
-        for k in range(int(fold.max()) + 1):
-            inside = fold == k
-            scored = drawn[:, inside] @ flat[inside]
-            training = (total - scored).reshape(-1, pools, cells)
+    served = np.zeros((len(weights), pools, len(sizes)))
+    for k in range(int(fold.max()) + 1):
+        inside = fold == k
+        held_out, others = flat[inside], flat[~inside]
+        for start in range(0, len(weights), chunk):
+            drawn = weights[start : start + chunk]
+            scored = (drawn[:, inside] @ held_out).reshape(-1, pools, cells)
+            training = (drawn[:, ~inside] @ others).reshape(-1, pools, cells)
             order = best_first(training, bytes_of, stable=False)
-            served += covered(scored.reshape(training.shape), order, sizes)
-            untrained = drawn[:, ~inside] @ per_pool[~inside] == 0
-            served[untrained & (drawn[:, inside] @ per_pool[inside] > 0)] = np.nan
-        shares.append(share_of(served, drawn @ per_pool))
-    return np.concatenate(shares)
+            served[start : start + chunk] += covered(scored, order, sizes)
+        untrained = weights[:, ~inside] @ per_pool[~inside] == 0
+        served[untrained & (weights[:, inside] @ per_pool[inside] > 0)] = np.nan
+    return share_of(served, weights @ per_pool)
