@@ -259,6 +259,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 90},
     "sarvam_mla": _MLA,
+    "inkling2_text": {"unpadded_vocab_size": VOCABULARY},
     "inkling2_loop_text": {
         "n_layers_per_attn_res_block": 1,
         "loop_layer_index_start": 1,
