@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,6 +170,15 @@ class ReferenceCache:
         return safe_last
 
 
+_Served: TypeAlias = tuple[
+    NDArray[np.uint8],
+    NDArray[np.uint16],
+    NDArray[np.uint32],
+    NDArray[np.uint16],
+    NDArray[np.int64],
+]
+
+
 def replay_lookups(
     batch_start: NDArray[np.int64],
     cells: NDArray[np.uint32],
@@ -177,13 +187,7 @@ def replay_lookups(
     restarts: NDArray[np.int64],
     *cache: object,
     **options: float | None,
-) -> tuple[
-    NDArray[np.uint8],
-    NDArray[np.uint16],
-    NDArray[np.uint32],
-    NDArray[np.uint16],
-    NDArray[np.int64],
-]:
+) -> _Served:
     """Replay a policy; see `ReferenceCache`.
 
     Args:
@@ -229,13 +233,7 @@ def look_up_sets(
     uses: NDArray[np.unsignedinteger],
     is_member: NDArray[np.uint8],
     set_of_batch: NDArray[np.uint32],
-) -> tuple[
-    NDArray[np.uint8],
-    NDArray[np.uint16],
-    NDArray[np.uint32],
-    NDArray[np.uint16],
-    NDArray[np.int64],
-]:
+) -> _Served:
     """Look cells up in lists that never change.
 
     Args:
