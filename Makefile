@@ -5,8 +5,10 @@ CXX_FILES := $(foreach folder,moeprof/native moeprof/native/cuda tests/native,$(
 NATIVE := CMakeLists.txt $(CXX_FILES)
 # Known to work together; an unpinned torch would bring gigabytes on machines without a GPU.
 KNOWN := torch==2.13.0 transformers==5.24.0
+# CUDA architectures: those of the devices here; one to compile for where there is none.
+CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,90-real)
 
-.PHONY: setup demo test test-rest test-all sanitize neon lint format clean
+.PHONY: setup demo test test-rest test-all cuda sanitize neon lint format clean
 
 setup: $(VENV)/.installed
 
@@ -14,7 +16,7 @@ $(VENV)/.installed: pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "error: moeprof needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "\nhint: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "hint: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --quiet $(KNOWN)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --config-settings cmake.define.MOEPROF_CUDA_ARCHITECTURES=$(CUDA) --editable '.[dev]'
 	@touch $@
 
 demo: setup
@@ -28,6 +30,12 @@ test-all: test test-rest
 # What `make test` leaves out: the whole of what it samples.
 test-rest: setup
 	$(BIN)/pytest -n auto -m all
+
+# Every CUDA source for every architecture; no device is needed.
+cuda: setup
+	rm -rf build/cuda
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/cuda --config-settings cmake.define.MOEPROF_CUDA=ON \
+	  --config-settings cmake.define.MOEPROF_CUDA_ARCHITECTURES=ALL .
 
 # The native core without Python: memory and undefined behaviour, then races.
 sanitize: setup
