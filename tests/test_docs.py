@@ -84,7 +84,7 @@ def test_the_bundled_data_keep_their_promised_sizes() -> None:
             assert document.name in sources
 
 
-@pytest.mark.slow
+@pytest.mark.all
 def test_the_demo_walks_the_whole_road(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["demo", "-o", str(tmp_path / "demo")])

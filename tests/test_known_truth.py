@@ -77,7 +77,7 @@ def test_zipf_routing_is_covered_as_its_law_says(tmp_path, exponent):
     assert 0.90 <= np.mean(held) <= 0.99
 
 
-@pytest.mark.slow
+@pytest.mark.all
 def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path):
     shape = make_shape(moe_layers=(0, 1), num_experts=12, top_k=2)
     settings = AnalysisSettings(

@@ -59,7 +59,7 @@ def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
-@pytest.mark.parametrize("weight_format", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("weight_format", ["q8_0", pytest.param("q4_0", marks=pytest.mark.all)])
 def test_loading_holds_little_more_than_the_tiers(weight_format: str, large_model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(large_model), weight_format],

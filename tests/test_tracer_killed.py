@@ -93,7 +93,7 @@ def num_tokens(path: Path) -> int:
     return sum(sum(domain.tokens) for domain in open_trace(path).metadata.domains)
 
 
-@pytest.mark.parametrize("generate", [0, 3])
+@pytest.mark.parametrize("generate", [pytest.param(0, marks=pytest.mark.all), 3])
 def test_a_trace_killed_ten_times_resumes_without_a_token_lost_or_repeated(
     tiny_model, tmp_path, forker, generate
 ) -> None:
