@@ -13,13 +13,18 @@ def parse_size(text: str) -> int:
     """Bytes in a size such as `24GB` (powers of 1000), `22.5GiB` (powers of 1024) or `4096`.
 
     Raises:
-        CapacityError: `text` is not a size.
+        CapacityError: `text` is not a size, or one of 8 EiB and more.
     """
     match = _SIZE.fullmatch(text)
     if match is None or (match[3] and not match[2]):
         raise CapacityError(f"size: {text!r} is not a size", "write it as 24GB, 22.5GiB or 900MB")
     prefixes = _BINARY if match[3] else _DECIMAL
-    return round(float(match[1]) * prefixes[match[2].lower()])
+    num_bytes = float(match[1]) * prefixes[match[2].lower()]
+    if num_bytes >= 2**63:
+        raise CapacityError(
+            f"size: {text[:40]!r} is above 8 EiB", "name a size that a machine can have"
+        )
+    return round(num_bytes)
 
 
 def format_size(num_bytes: float) -> str:

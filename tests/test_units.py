@@ -13,6 +13,7 @@ from moeprof.units import format_count, format_duration, format_size, parse_size
         ("1.5 kB", 1500),
         ("4096", 4096),
         ("2tib", 2 * 2**40),
+        ("8388607TiB", 8388607 * 2**40),
     ],
 )
 def test_sizes_are_read_in_decimal_and_binary_units(text: str, num_bytes: int) -> None:
@@ -22,6 +23,12 @@ def test_sizes_are_read_in_decimal_and_binary_units(text: str, num_bytes: int) -
 @pytest.mark.parametrize("text", ["", "24 gigs", "-1GB", "GB", "1e9", "5iB", "nan"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(CapacityError, match="is not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "9000000TiB", f"{10**400}GB"])
+def test_what_no_machine_has_is_refused(text: str) -> None:
+    with pytest.raises(CapacityError, match="above 8 EiB"):
         parse_size(text)
 
 
