@@ -45,7 +45,7 @@ def test_there_is_a_notebook():
     assert NOTEBOOKS
 
 
-@pytest.mark.slow
+@pytest.mark.all
 def test_a_fresh_run_shows_what_is_committed(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no start-up files of the user
