@@ -138,8 +138,18 @@ class TestWithoutDocuments:
         assert (sample.counts.counts.sum(axis=0) == whole[0]).all()
         assert sample.counts.counts[:, DECODE].sum(axis=(1, 2)).tolist() == [50 * 4 * 2] * 8
         found = advise_on(trace, 24, make_machine())
-        assert found.finding.answer == words.PIN_IT
+        assert found.pieces == 8
+        assert found.finding.answer == words.CANNOT_TELL
+        assert found.finding.strategy is None
+        assert "For more of the same text it would be pin it: keep the 24" in found.finding.sentence
+        assert any(line.startswith("more documents") for line in found.finding.would_change)
         assert any("cut into 8 pieces" in line for line in found.missing)
+
+    def test_pieces_change_nothing_where_all_experts_fit(self, tmp_path: Path) -> None:
+        trace = make_routed(tmp_path, ZIPF, documents=1, tokens=(40, 400))
+        found = advise_on(trace, trace.shape.num_cells, make_machine())
+        assert found.pieces == 8
+        assert found.finding.answer == words.DO_NOT_BOTHER
 
     def test_prompts_stand_in_for_replies_one_token_at_a_time(self, tmp_path: Path) -> None:
         trace = make_routed(tmp_path, ZIPF, tokens=(60, 0))

@@ -141,6 +141,23 @@ def test_the_optimum_bounds_entries_of_several_sizes(batches, sizes, budget):
     assert bound >= most_hits(batches, sizes, budget, scored, keeps_batch=False)
 
 
+@pytest.mark.parametrize(("order", "options"), OPTIONS)
+@settings(max_examples=40, deadline=None)
+@given(batches=batches_of(1, CELLS, 8), capacity=st.integers(0, CELLS))
+def test_no_policy_hits_more_than_the_optimum_in_a_model_of_one_layer(
+    order, options, batches, capacity
+):
+    hits = native_hits(batches, order, [7] * CELLS, 7 * capacity, **options).sum()
+    assert hits <= optimum_hits(batches, [7] * CELLS, capacity, [True] * len(batches))
+
+
+def test_what_a_batch_leaves_above_the_budget_is_gone_when_the_next_begins():
+    # Each batch needs both cells; between them there is room for none, one, both.
+    batches = [[0, 1], [0, 1], [0, 1]]
+    hits = [native_hits(batches, "lru", [7] * CELLS, room).tolist() for room in (6, 7, 14)]
+    assert hits == [[0, 0, 0], [0, 1, 1], [0, 2, 2]]
+
+
 def optimum_hits(batches, sizes, capacity, scored):
     start, cells = lookups_of(batches)
     marks = np.array(scored, np.uint8)

@@ -35,15 +35,17 @@ BatchOutcome ExpertCache::batch(const Cell* cells, std::size_t num_cells, Tick t
     CachePool& pool = pools_[index];
     ++batch_;
     if (missed_.size() < num_cells) missed_.resize(num_cells);
+    const bool watches = pool.order->watches();
+    const Layer layer{pool, base, {last_batch_.data() + base, batch_}, watches};
+    // What an earlier batch left above the budget is gone when this one begins.
+    make_room(layer, kNoCell, 0);
     outcome.hits = look_up(cells, num_cells, is_hit);
     if (frequencies_) {
         for (std::size_t i = 0; i < num_cells; ++i) frequencies_->use(cells[i]);
     }
-    const bool watches = pool.order->watches();
     if (watches) {
         for (std::size_t i = 0; i < num_cells; ++i) pool.order->look_up(cells[i] - base, batch_);
     }
-    const Layer layer{pool, base, {last_batch_.data() + base, batch_}, watches};
     bring_in(layer, num_cells - outcome.hits, outcome);
     pool.order->use({cells, num_cells, base, is_entry_.data(), tick});
     return outcome;
@@ -70,8 +72,6 @@ std::uint32_t ExpertCache::look_up(const Cell* cells, std::size_t num_cells, std
 
 void ExpertCache::bring_in(const Layer& layer, std::size_t num_missed, BatchOutcome& outcome) {
     CachePool& pool = layer.pool;
-    // What an earlier batch left above the budget goes, even if nothing comes.
-    make_room(layer, kNoCell, 0);
     for (std::size_t i = 0; i < num_missed; ++i) {
         const Cell cell = missed_[i];
         if (outcome.uploads == admission_.max_uploads) break;

@@ -46,9 +46,10 @@ class ExpertCache {
                 std::vector<CachePool> pools, Admission admission,
                 std::shared_ptr<Frequencies> frequencies);
 
-    // Looks up the distinct cells of a batch, all of one layer. Afterwards the missed cells that
-    // are admitted are present, and the pool is trimmed to its budget without giving up an entry
-    // that this batch used. `tick` numbers the first lookup; is_hit [num_cells] is written.
+    // Trims the pool to its budget, then looks up the distinct cells of a batch, all of one layer.
+    // Afterwards the missed cells that are admitted are present, for which only entries were given
+    // up that this batch does not use. `tick` numbers the first lookup; is_hit [num_cells] is
+    // written.
     BatchOutcome batch(const Cell* cells, std::size_t num_cells, Tick tick, std::uint8_t* is_hit);
     // A token, or a window of a prompt, has passed through all layers.
     void step();

@@ -166,6 +166,8 @@ class Advice:
         num_cells: experts of the model, all layers together.
         folds: parts that documents were dealt to, each scored with what the others taught; 0 where
             nothing could be held out, and all is scored on what it was chosen on.
+        pieces: into how many pieces the only document was cut, which stand for documents, so that
+            all figures hold for more of the same text only; 0 where documents are documents.
         strategies: least demanding first, the oracle last.
         finding: the verdict.
         break_even: None where nothing prices a token.
@@ -182,6 +184,7 @@ class Advice:
     budget: Budget
     num_cells: int
     folds: int
+    pieces: int
     strategies: tuple[StrategyOutcome, ...]
     finding: Finding
     break_even: BreakEven | None

@@ -73,6 +73,7 @@ def advise(trace: Trace, model: ModelFacts | None, request: AdviceRequest) -> ad
         ),
         num_cells=facts.shape.num_cells,
         folds=situation.split.num_folds,
+        pieces=situation.pieces,
         strategies=evaluated.outcomes(),
         finding=advice.Finding(
             answer=judgement.answer,
@@ -132,6 +133,7 @@ def _situation(sample: Sample, facts: ModelFacts, request: AdviceRequest) -> Sit
         policies=list(dict.fromkeys(map(_cache_policy, request.policies))),
         ram_bytes=_ram_bytes(plan.hardware),
         seed=plan.seed,
+        pieces=sample.pieces,
     )
 
 

@@ -41,8 +41,23 @@ def judge(evaluated: Evaluated) -> Judgement:
 
     A strategy is worth it if it is clearly faster in decode than everything that needs no trace,
     and one that takes more effort clearly faster than the one that takes less. Where prompts of
-    the length of their replies lose in prefill what decode gains, nothing is.
+    the length of their replies lose in prefill what decode gains, nothing is. What pieces of a
+    single document show does not tell of other text: the verdict on them is part of the sentence.
     """
+    found = _judge_sample(evaluated)
+    if not evaluated.situation.pieces or found.answer == advice.CANNOT_TELL or _is_given(evaluated):
+        return found
+    words = "one document tells nothing of others. For more of the same text it would be "
+    words += f"{found.answer}: {found.sentence}"
+    return Judgement(advice.CANNOT_TELL, found.trial, words, found.lost_above)
+
+
+def _is_given(evaluated: Evaluated) -> bool:
+    """Whether no routing could change the verdict: all experts fit, or none."""
+    return evaluated.trials[advice.HOT_SET].slots in (0, evaluated.situation.shape.num_cells)
+
+
+def _judge_sample(evaluated: Evaluated) -> Judgement:
     cells = evaluated.situation.shape.num_cells
     held = evaluated.trials[advice.HOT_SET].slots
     if held == cells:

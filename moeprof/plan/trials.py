@@ -38,6 +38,7 @@ class Situation:
         policies: of the caches to try.
         ram_bytes: bytes of experts that RAM holds; infinite where it is not known.
         seed: of the arbitrary sets.
+        pieces: of the only document, that stand for documents; 0 where documents are documents.
     """
 
     shape: ModelShape
@@ -49,6 +50,7 @@ class Situation:
     policies: Sequence[Policy]
     ram_bytes: float
     seed: int
+    pieces: int = 0
 
     @property
     def training(self) -> NDArray[np.int64]:

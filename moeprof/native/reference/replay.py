@@ -96,11 +96,11 @@ class ReferenceCache:
         if not cells:
             return [], []
         pool = cells[0] * len(self.budgets) // len(self.sizes)
+        self._make_room(pool, [], None)
         for cell in cells:
             self.score[cell] = self.score.get(cell, 0.0) + self.increment
         hits = [cell in self.present or cell in self.pinned for cell in cells]
         uploads: list[int] = []
-        self._make_room(pool, cells, None)
         for cell, hit in zip(cells, hits, strict=True):
             if hit or len(uploads) == self.max_uploads:
                 continue

@@ -88,6 +88,8 @@ def strategies_section(inputs: PageInputs) -> Section:
 
 
 def _scored_on(advice: Advice) -> str:
+    if advice.pieces:
+        return "All figures are on parts of the only document that nothing was chosen on."
     if advice.folds:
         return "All figures are on documents that nothing was chosen on."
     return "No figure is held out: experts were chosen on the text that they are scored on."

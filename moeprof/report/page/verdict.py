@@ -161,7 +161,8 @@ def _advice_figures(advice: Advice) -> tuple[Figure, ...]:
             figures.append(_speed("tokens/s with the best split by whole layers", speed))
     if own.hit_rate is not None:
         cell = estimated_share(own.hit_rate)
-        text = " on new text" if advice.folds else ""
+        new = " of the same text" if advice.pieces else " on new text"
+        text = new if advice.folds else ""
         figures.append(Figure(cell.text, cell.note, f"of decode{text} found in VRAM by {name}"))
     return tuple(figures)
 
