@@ -30,14 +30,14 @@ def test_every_case_keeps_to_the_bytes_of_the_plan() -> None:
     placement = read_placement(PLACEMENT)
     sizes = [layer.expert_bytes for layer in placement.layers]
     cases = {case.name: case for case in cases_of(placement, sizes)}
-    assert set(cases) == {"plan", "all_ram", "first_layers", "uniform"}
+    assert set(cases) == {"plan", "all_ram", "first_layers", "any_experts"}
     taken = {
         name: int(((case.tier_of == Tier.VRAM).sum(axis=1) * sizes).sum())
         for name, case in cases.items()
     }
     assert taken["plan"] == placement.expert_bytes_in(Tier.VRAM) == max(taken.values())
     assert taken["all_ram"] == 0
-    per_layer = (cases["uniform"].tier_of == Tier.VRAM).sum(axis=1)
+    per_layer = (cases["any_experts"].tier_of == Tier.VRAM).sum(axis=1)
     assert len(set(per_layer.tolist())) == 1
     assert per_layer[0] == taken["plan"] // sum(sizes)
     whole = (cases["first_layers"].tier_of == Tier.VRAM).all(axis=1)
@@ -69,6 +69,36 @@ def test_figures_of_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFixt
             assert figure["hit_rate"] == figure["bytes_per_token"]["vram"] == 0
         if phase == "decode":
             assert sum(figure["bytes_per_token"].values()) == pytest.approx(6 * 4 * one)
+
+
+def test_what_is_drawn_at_random_does_not_go_by_the_name_of_the_plans_baseline(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    placement = read_placement(PLACEMENT)
+    sizes = [layer.expert_bytes for layer in placement.layers]
+    first, second = (
+        {case.name: case.tier_of for case in cases_of(placement, sizes, seed)} for seed in (0, 1)
+    )
+    assert not np.array_equal(first.pop("any_experts"), second.pop("any_experts"))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert "uniform" in {baseline.name for baseline in placement.baselines} - set(first)
+    assert not bench("--rounds", "1", "--prompt-tokens", "8", "--decode-tokens", "2")
+    out, err = capsys.readouterr()
+    assert "any_experts" in out and "uniform" not in out
+    assert "any_experts: the same number of experts of each layer, drawn at random" in err
+
+
+def test_one_round_gives_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--prompt-tokens", "8", "--decode-tokens", "2")
+    assert not bench("--rounds", "1", *sizes)
+    out, err = capsys.readouterr()
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if "first_layers" in line]
+    assert [row[4].strip() for row in rows] == ["-"] * 4
+    assert "one round gives no interval" in err and "0.0%" not in err
+    assert not bench("--rounds", "2", *sizes)
+    out, err = capsys.readouterr()
+    assert out.count(" to ") == 16
+    assert "each interval holds the median with 50.0%" in err
 
 
 def test_a_text_that_is_too_short_is_refused(

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from moeprof.runtime.bench import Case, Figure
     from moeprof.runtime.model import LoadedModel
 
+_ANY_EXPERTS = (
+    "any_experts: the same number of experts of each layer, drawn at random, as there is no trace "
+    "here; a plan's uniform keeps the busiest ones of each layer"
+)
+
 
 def bench(
     placement: Annotated[
@@ -167,10 +172,16 @@ def _print(loaded: "LoadedModel", figures: "list[Figure]") -> None:
             figure.state,
             figure.placement,
             f"{figure.tokens_per_s:,.1f}",
-            f"{figure.low:,.1f} to {figure.high:,.1f}",
+            f"{figure.low:,.1f} to {figure.high:,.1f}" if figure.confidence else "-",
             f"{figure.of_roofline:.2f}",
             f"{figure.hit_rate:.1%}",
         )
     console.print(table)
-    sure = figures[0].confidence
-    typer.echo(f"medians over the rounds; each interval holds the median with {sure:.1%}", err=True)
+    typer.echo(f"{_intervals(figures[0].confidence)}\n{_ANY_EXPERTS}", err=True)
+
+
+def _intervals(confidence: float) -> str:
+    """What the intervals mean; those of a single round hold nothing."""
+    if not confidence:
+        return "one round gives no interval; measure more with --rounds"
+    return f"medians over the rounds; each interval holds the median with {confidence:.1%}"

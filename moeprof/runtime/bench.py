@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
-from moeprof.plan.baselines import BASELINES, UNIFORM, place_baseline
+from moeprof.plan.advice import ANY_EXPERTS
+from moeprof.plan.baselines import ALL_RAM, FIRST_LAYERS, UNIFORM, place_baseline
 from moeprof.runtime.measurement import read_bandwidth
 from moeprof.runtime.meter import hits_by_tier
 from moeprof.runtime.model import SplitModel
@@ -29,7 +30,7 @@ class Case:
     """A placement to measure.
 
     Attributes:
-        name: `plan`, or that of a baseline.
+        name: `plan`; `all_ram`, `first_layers` as in a placement; `any_experts` as in an advice.
         description: what it places, in one clause.
         tier_of: [L, E] uint8, the value of `Tier` of every cell.
     """
@@ -76,7 +77,8 @@ class Figure:
 def cases_of(placement: Placement, expert_bytes: Items[int], seed: int = 0) -> list[Case]:
     """The plan, and the baselines under the bytes of VRAM that the plan's experts take.
 
-    Without a trace there is no telling which experts are busy: `uniform` draws them.
+    A placement does not say how busy its experts are, so a plan's `uniform` cannot be measured: in
+    its place stand `any_experts`, as many of each layer, drawn at random.
 
     Args:
         placement: the plan.
@@ -88,11 +90,14 @@ def cases_of(placement: Placement, expert_bytes: Items[int], seed: int = 0) -> l
     room = int((in_vram.sum(axis=1) * sizes).sum())
     drawn = np.random.default_rng(seed).random(in_vram.shape)
     found = [Case("plan", "the placement as planned", placement.tier_of)]
-    for rule in BASELINES:
+    for rule, name, description in (
+        (ALL_RAM, ALL_RAM.name, ALL_RAM.description),
+        (FIRST_LAYERS, FIRST_LAYERS.name, FIRST_LAYERS.description),
+        (UNIFORM, ANY_EXPERTS, "the same number of experts of each layer, drawn at random"),
+    ):
         resident = place_baseline(rule, drawn, sizes, room)
         tier_of = np.where(resident, Tier.VRAM, Tier.RAM).astype(np.uint8)
-        clause = "the same number of experts of each layer, drawn evenly"
-        found.append(Case(rule.name, clause if rule is UNIFORM else rule.description, tier_of))
+        found.append(Case(name, description, tier_of))
     return found
 
 
