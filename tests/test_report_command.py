@@ -1,10 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 from advising import SHAPE
 from paging import ROOT, charts_of, run
 from synthetic import make_trace
-from test_origin import counts_trace
+from test_origin import counts_trace, rows_trace
 
 
 def test_a_trace_of_counts_alone_has_a_page_that_says_what_it_lacks(
@@ -129,3 +130,27 @@ def test_the_page_of_one_token_speaks_of_one(
 def test_a_folder_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("traces/demo", "-o", tmp_path) == 1
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_sizes_that_a_trace_does_not_say_are_not_made_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight experts of 1000 bytes, where the trace says so."""
+    pages = {}
+    for name, missing in (("told", ()), ("untold", ("expert_bytes", "dense_bytes"))):
+        trace = rows_trace(tmp_path / name, missing)
+        path = tmp_path / f"{name}.html"
+        assert run(trace.path, "-o", path, "--resamples", 2) == 0, capsys.readouterr().err
+        pages[name] = path.read_text(encoding="utf-8").replace("\u00a0", " ")
+    told, untold = (pages[name].split("<script")[0] for name in ("told", "untold"))
+    assert "2 chosen per token, 7.8 KiB of experts" in told
+    assert "2 chosen per token, experts of unknown size" in untold
+    assert "8, of unknown size" in untold
+    assert "at least 4.9 KiB" in untold
+    sizes = re.findall(r"[\d.]+ (?:[KMG]i)?B\b", untold[untold.index("<main>") :])
+    assert sizes == ["4.9 KiB"]
+    axes = {name: charts_of(page)["policies"]["x"]["name"] for name, page in pages.items()}
+    assert axes == {
+        "told": "share of 7.8 KiB of experts in VRAM",
+        "untold": "share of experts in VRAM",
+    }

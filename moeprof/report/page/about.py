@@ -58,16 +58,25 @@ def _domains(inputs: PageInputs) -> Table:
     return Table("What was traced", columns, rows)
 
 
+def _dense_size(inputs: PageInputs) -> str:
+    """Bytes outside the experts, as far as the trace says."""
+    stated = inputs.metadata.shape.dense_bytes
+    if "dense_bytes" not in inputs.metadata.missing:
+        return format_size(stated)
+    return f"at least {format_size(stated)}" if stated else "unknown"
+
+
 def _model(inputs: PageInputs) -> Table:
     shape, capture = inputs.metadata.shape, inputs.metadata.capture
+    size = format_size(shape.total_expert_bytes) if inputs.has_bytes else "of unknown size"
     facts = (
         ("model", inputs.metadata.model.name),
         ("type", shape.model_type),
         ("MoE layers", f"{shape.num_moe_layers} of {shape.num_layers}"),
         ("experts of a layer", f"{shape.num_experts}, {shape.top_k} chosen per token"),
-        ("experts altogether", f"{shape.num_cells:,}, {format_size(shape.total_expert_bytes)}"),
-        ("everything else", format_size(shape.dense_bytes)),
-        ("fingerprint", inputs.metadata.model.fingerprint),
+        ("experts altogether", f"{shape.num_cells:,}, {size}"),
+        ("everything else", _dense_size(inputs)),
+        ("fingerprint", inputs.metadata.model.fingerprint or "unknown"),
         ("traced on", f"{capture.device} in {capture.dtype}"),
         ("context", f"{capture.sequence_length:,} tokens"),
     )

@@ -66,17 +66,13 @@ def report_page(inputs: PageInputs) -> str:
     charts = [chart for section in sections for chart in section.charts]
     data = _embedded({chart.key: {"kind": chart.kind, **chart.data} for chart in charts})
     scripts = tuple(_asset(name) for name in _SCRIPTS)
-    shape = inputs.analysis.shape
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             title=inputs.analysis.name,
             model=inputs.metadata.model.name,
-            summary=(
-                f"{shape.num_moe_layers} MoE layers × {shape.num_experts} experts, {shape.top_k} "
-                f"chosen per token, {format_size(shape.total_expert_bytes)} of experts"
-            ),
+            summary=_summary(inputs),
             verdict=verdict(inputs),
             sections=sections,
             words=_WORDS,
@@ -87,6 +83,17 @@ def report_page(inputs: PageInputs) -> str:
             script_hashes=" ".join(_hash(script) for script in scripts),
             licences=_asset("vendor/LICENSES.txt"),
         )
+    )
+
+
+def _summary(inputs: PageInputs) -> str:
+    shape = inputs.analysis.shape
+    size = "experts of unknown size"
+    if inputs.has_bytes:
+        size = f"{format_size(shape.total_expert_bytes)} of experts"
+    return (
+        f"{shape.num_moe_layers} MoE layers × {shape.num_experts} experts, {shape.top_k} "
+        f"chosen per token, {size}"
     )
 
 

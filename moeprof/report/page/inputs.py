@@ -66,6 +66,11 @@ class PageInputs:
         return None if self.placement is None else self.placement.hardware
 
     @property
+    def has_bytes(self) -> bool:
+        """Whether the trace says how many bytes an expert has; else each stands as one."""
+        return "expert_bytes" not in self.metadata.missing
+
+    @property
     def phases(self) -> tuple[str, ...]:
         """Phases with assignments, prefill first."""
         return tuple(dict.fromkeys(self.analysis.samples["phase"]))

@@ -62,13 +62,16 @@ def policies_section(inputs: PageInputs) -> Section:
     ]
     if "prefill" in phases:
         prose.append("In prefill an expert is looked up once for all tokens of a prompt.")
-    minds = [f"Mind {text}." for text in simulation.warnings]
+    # Warnings say sizes.
+    minds = [f"Mind {text}." for text in simulation.warnings if inputs.has_bytes]
     prose += [text for text in minds if f", {phases[-1]}:" in text]
-    charts = [_chart(simulation, rows, "hit_rate")]
-    if rows["tokens_per_s"].notna().any():
-        charts.append(_chart(simulation, rows, "tokens_per_s"))
-    tables = tuple(_table(rows, phase) for phase in reversed(phases))
-    notes = (*map(sentence, simulation.notes), *(one for one in minds if one not in prose))
+    size = f"{format_size(simulation.total_bytes)} of experts" if inputs.has_bytes else "experts"
+    charts = [_chart(simulation, rows, "hit_rate", size)]
+    if inputs.has_bytes and rows["tokens_per_s"].notna().any():
+        charts.append(_chart(simulation, rows, "tokens_per_s", size))
+    tables = tuple(_table(rows, phase, inputs.has_bytes) for phase in reversed(phases))
+    said = [note for note in simulation.notes if inputs.has_bytes or "tokens/s" not in note.lower()]
+    notes = (*map(sentence, said), *(one for one in minds if one not in prose))
     return Section(_KEY, _TITLE, _finding(rows), tuple(prose), tuple(charts), tables, notes)
 
 
@@ -101,13 +104,15 @@ def _finding(rows: pd.DataFrame) -> str:
     )
 
 
-def _chart(simulation: Simulation, every: pd.DataFrame, figure: str) -> Chart:
+def _chart(simulation: Simulation, every: pd.DataFrame, figure: str, size: str) -> Chart:
     panels = []
     for phase, rows in every.groupby("phase", sort=False):
         if rows[figure].isna().all():
             continue
         lines = []
         for index, (name, curve) in enumerate(rows.groupby("policy", sort=False)):
+            if curve[figure].isna().all():
+                continue
             low, high = curve[f"{figure}_low"], curve[f"{figure}_high"]
             role = "bound" if name == "optimum" else str(index % 6 + 1)
             words = _WORDS.get(str(name), str(name))
@@ -125,8 +130,7 @@ def _chart(simulation: Simulation, every: pd.DataFrame, figure: str) -> Chart:
     is_rate = figure == "hit_rate"
     name = "hit rate" if is_rate else "tokens/s"
     data: dict[str, Any] = {
-        "x": {"name": f"share of {format_size(simulation.total_bytes)} of experts in VRAM"}
-        | {"unit": "percent"},
+        "x": {"name": f"share of {size} in VRAM", "unit": "percent"},
         "y": {"name": name, "unit": "percent" if is_rate else "rate"},
         "panels": panels,
     }
@@ -134,12 +138,12 @@ def _chart(simulation: Simulation, every: pd.DataFrame, figure: str) -> Chart:
     return Chart(key, "curves", f"{name} of each policy against its size", data)
 
 
-def _table(every: pd.DataFrame, phase: str) -> Table:
+def _table(every: pd.DataFrame, phase: str, has_bytes: bool) -> Table:
     rows = every[every["phase"] == phase]
     sizes = rows.drop_duplicates("budget_bytes")
     columns = [Column("policy", numeric=False)]
     columns += [
-        Column(percent(share), format_size(budget))
+        Column(percent(share), format_size(budget) if has_bytes else "")
         for share, budget in zip(sizes["budget_share"], sizes["budget_bytes"], strict=True)
     ]
     body = []
