@@ -1,5 +1,7 @@
 """The section on caches: hit rates of policies at every size, on documents not learned from."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -32,6 +34,7 @@ _WORDS = {
     "optimum": "optimum",
 }
 _ADAPTIVE = ("lru", "lfu", "lfru")
+_SIZE_OR_SPEED = re.compile(r"\d ([KMGT]i)?B\b|tokens/s")
 
 
 def simulation_request(trace: Trace, plan: PlanRequest) -> SimulationRequest:
@@ -62,17 +65,21 @@ def policies_section(inputs: PageInputs) -> Section:
     ]
     if "prefill" in phases:
         prose.append("In prefill an expert is looked up once for all tokens of a prompt.")
-    # Warnings say sizes.
-    minds = [f"Mind {text}." for text in simulation.warnings if inputs.has_bytes]
+    minds = [f"Mind {text}." for text in _known(simulation.warnings, inputs.has_bytes)]
     prose += [text for text in minds if f", {phases[-1]}:" in text]
     size = f"{format_size(simulation.total_bytes)} of experts" if inputs.has_bytes else "experts"
     charts = [_chart(simulation, rows, "hit_rate", size)]
     if inputs.has_bytes and rows["tokens_per_s"].notna().any():
         charts.append(_chart(simulation, rows, "tokens_per_s", size))
     tables = tuple(_table(rows, phase, inputs.has_bytes) for phase in reversed(phases))
-    said = [note for note in simulation.notes if inputs.has_bytes or "tokens/s" not in note.lower()]
-    notes = (*map(sentence, said), *(one for one in minds if one not in prose))
-    return Section(_KEY, _TITLE, _finding(rows), tuple(prose), tuple(charts), tables, notes)
+    notes = [sentence(note) for note in _known(simulation.notes, inputs.has_bytes)]
+    notes += [one for one in minds if one not in prose]
+    return Section(_KEY, _TITLE, _finding(rows), tuple(prose), tuple(charts), tables, tuple(notes))
+
+
+def _known(texts: Sequence[str], has_bytes: bool) -> list[str]:
+    """Those that speak of no size or speed, where bytes are not known."""
+    return [text for text in texts if has_bytes or not _SIZE_OR_SPEED.search(text)]
 
 
 def _finding(rows: pd.DataFrame) -> str:
