@@ -287,6 +287,34 @@ def test_damaged_parts_are_refused_by_name(trace, damage, message) -> None:
     assert "part-00000.parquet" in str(failure.value)
 
 
+def test_rows_are_not_read_from_a_changed_part(trace) -> None:
+    path = trace.path / "domain=prose" / "part-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    opened = open_trace(trace.path)
+    layer = opened.shape.moe_layers[0]
+    assert len(opened.experts(layer, "code")) == len(trace.experts(layer, "code"))
+    for read in (opened.routing, opened.experts):
+        with pytest.raises(TraceError, match=r"prose.*content differs from its hash"):
+            read(layer)
+
+
+def test_counts_with_a_changed_byte_are_refused_or_the_same(trace) -> None:
+    path = trace.path / "counts.parquet"
+    before, whole = trace.counts(), path.read_bytes()
+    refused = 0
+    for place in range(4, len(whole) - 8, 17):
+        content = bytearray(whole)
+        content[place] ^= 4
+        path.write_bytes(content)
+        try:
+            assert open_trace(trace.path).counts().equals(before), place
+        except TraceError:
+            refused += 1
+    assert refused > 10
+
+
 def test_verification_finds_a_changed_byte(trace) -> None:
     path = trace.path / "domain=prose" / "part-00000.parquet"
     content = bytearray(path.read_bytes())

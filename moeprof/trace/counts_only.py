@@ -4,7 +4,6 @@ from dataclasses import replace
 from hashlib import file_digest
 from pathlib import Path
 
-import pandas as pd
 import pyarrow.parquet as pq
 
 from moeprof.errors import TraceError, WriteError
@@ -27,7 +26,7 @@ def write_counts(path: Path, metadata: schema.TraceMetadata, tally: Tally) -> No
     """
     if metadata.origin is None or metadata.has_rows:
         raise ValueError("a trace of counts alone needs an origin without rows")
-    _check_sums(metadata, sum(int(counts.sum()) for counts in tally.assignments.values()))
+    check_sums(metadata, sum(int(counts.sum()) for counts in tally.assignments.values()))
     counts = path / schema.COUNTS_FILE
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -41,19 +40,23 @@ def write_counts(path: Path, metadata: schema.TraceMetadata, tally: Tally) -> No
         ) from error
 
 
-def verify_counts(path: Path, metadata: schema.TraceMetadata, counts: pd.DataFrame) -> None:
-    """Check the hash and the sums of counts.parquet where it is all that a trace has.
+def check_unchanged(path: Path, metadata: schema.TraceMetadata) -> None:
+    """Compare counts.parquet, where it is all that a trace has, with its hash.
 
     Raises:
-        TraceError: the first thing found wrong.
+        TraceError: they differ.
     """
     origin = metadata.origin
     if origin is None or origin.counts_sha256 != _sha256(path):
         raise TraceError(f"{path}: content differs from its hash in trace.json", _IMPORT)
-    _check_sums(metadata, int(counts["assignments"].sum()))
 
 
-def _check_sums(metadata: schema.TraceMetadata, found: int) -> None:
+def check_sums(metadata: schema.TraceMetadata, found: int) -> None:
+    """Compare the assignments that were counted with the tokens that `metadata` states.
+
+    Raises:
+        TraceError: they do not fit.
+    """
     shape = metadata.shape
     tokens = sum(sum(domain.tokens) for domain in metadata.domains)
     expected = tokens * shape.top_k * shape.num_moe_layers

@@ -17,7 +17,7 @@ from moeprof.model_shape import ModelShape
 from moeprof.trace import columns, schema
 from moeprof.trace.columns import LayerRouting, Tokens
 from moeprof.trace.counts import CellCounts
-from moeprof.trace.counts_only import verify_counts
+from moeprof.trace.counts_only import check_sums, check_unchanged
 from moeprof.trace.origin import UNSAID
 from moeprof.trace.tally import PARTS_KEY, Tally
 
@@ -41,6 +41,7 @@ class Trace:
     def __init__(self, path: Path, metadata: schema.TraceMetadata) -> None:
         self.path = path
         self.metadata = metadata
+        self._unchanged: set[Path] = set()
 
     def __repr__(self) -> str:
         tokens = sum(sum(domain.tokens) for domain in self.metadata.domains)
@@ -254,15 +255,9 @@ class Trace:
             TraceError: the first thing found wrong.
         """
         if not self.has_rows:
-            verify_counts(self.path / schema.COUNTS_FILE, self.metadata, self.counts())
+            check_sums(self.metadata, int(self.counts()["assignments"].sum()))
             return
-        for part in self.metadata.parts:
-            with (self.path / part.path).open("rb") as stream:
-                if file_digest(stream, "sha256").hexdigest() != part.sha256:
-                    raise TraceError(
-                        f"{self.path / part.path}: content differs from its hash in trace.json",
-                        columns.RESTORE,
-                    )
+        self._unchanged.clear()
         tally = self.tally()
         tally.check(self.metadata)
         stored = self._stored_counts()
@@ -277,7 +272,7 @@ class Trace:
 
     def _layers_of_parts(self) -> Iterator[tuple[schema.Part, int, LayerRouting]]:
         for part in self.metadata.parts:
-            file = self._open(part)
+            file = self._open_rows(part)
             for index, layer in enumerate(columns.layers_of(file, self.path / part.path)):
                 if layer not in self.shape.moe_layers:
                     where = self.path / part.path
@@ -293,7 +288,7 @@ class Trace:
         self.require("rows", "its rows cannot be read")
         for part in self.metadata.parts:
             if domain is None or part.domain == domain:
-                yield part, self._open(part)
+                yield part, self._open_rows(part)
 
     def _table(self, domain: str | None, layers: Sequence[int] | None) -> pa.Table:
         unknown = set(layers or ()) - set(self.shape.moe_layers)
@@ -326,17 +321,34 @@ class Trace:
                 return None
             raise TraceError(f"{path}: missing, but all that this trace has", remedy)
         try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
+            table = pq.read_table(path, page_checksum_verification=True)
+            table.validate(full=True)
+        except (OSError, pa.ArrowException) as error:
             raise TraceError(f"{path}: not a readable Parquet file ({error})", remedy) from error
+        if not self.has_rows:
+            check_unchanged(path, self.metadata)
         found = table.schema.metadata or {}
-        if self.has_rows and found.get(PARTS_KEY, b"").decode() != self.digest:
+        if self.has_rows and found.get(PARTS_KEY) != self.digest.encode():
             return None
         if not table.schema.equals(schema.COUNTS_SCHEMA):
             difference = schema.columns_difference(table.schema, schema.COUNTS_SCHEMA)
             raise TraceError(f"{path}: {difference}", remedy)
         frame: pd.DataFrame = table.to_pandas()
         return frame
+
+    def _open_rows(self, part: schema.Part) -> pq.ParquetFile:
+        """The part's file; when it is first read, its content is checked by its hash."""
+        path = self.path / part.path
+        file = self._open(part)
+        if path in self._unchanged:
+            return file
+        with path.open("rb") as stream:
+            if file_digest(stream, "sha256").hexdigest() != part.sha256:
+                raise TraceError(
+                    f"{path}: content differs from its hash in trace.json", columns.RESTORE
+                )
+        self._unchanged.add(path)
+        return file
 
     def _open(self, part: schema.Part) -> pq.ParquetFile:
         """The part's file, its columns and number of rows checked."""
@@ -347,7 +359,7 @@ class Trace:
             raise TraceError(
                 f"{path}: missing, but listed in trace.json", columns.RESTORE
             ) from error
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise TraceError(
                 f"{path}: not a readable Parquet file ({error})", columns.RESTORE
             ) from error
@@ -365,8 +377,8 @@ class Trace:
 def open_trace(path: str | Path) -> Trace:
     """Open a trace directory.
 
-    Columns and numbers of rows of every part are checked here, the rows themselves by
-    `Trace.verify`.
+    Columns and numbers of rows of every part are checked here, its hash when its rows are first
+    read, the rows themselves by `Trace.verify`.
 
     Raises:
         TraceError: no trace is there, or it is damaged or of another format.

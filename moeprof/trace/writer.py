@@ -165,6 +165,7 @@ class TraceWriter:
                 self._tally.to_table(schema.parts_digest(self.metadata.parts)),
                 temporary,
                 compression="zstd",
+                write_page_checksum=True,
             )
         return open_trace(self.path)
 
