@@ -18,13 +18,16 @@ from moeprof.placement import Estimate
 from moeprof.plan import PlanRequest
 from moeprof.plan.advice import Finding
 from moeprof.plan.simulation import Simulation, simulate
+from moeprof.report.figures import coverage_figure
 from moeprof.report.page import report_page, simulation_request
+from moeprof.report.page.coverage import coverage_section, row_at_share
 from moeprof.report.page.document import page_sections
 from moeprof.report.page.domains import domains_section
 from moeprof.report.page.parts import estimated_share
 from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import strategies_section
 from moeprof.report.page.verdict import verdict
+from moeprof.report.tables import percent
 from moeprof.trace import Trace
 from moeprof.trace.origin import Origin
 
@@ -160,6 +163,27 @@ def test_a_phase_that_cannot_be_held_out_is_not_mixed_with_one_that_can() -> Non
         r"On new documents, the busiest 20 % of cells serve \d+ % of decode; even routing would "
         r"show \d+ %\.",
         finding,
+    )
+
+
+def test_every_phase_stands_beside_its_own_floor() -> None:
+    """Sixteen choices in a layer are uneven by chance, sixteen thousand are not."""
+    few, many = np.full((1, 2, 16), 1), np.full((1, 2, 16), 1000)
+    inputs = inputs_of({"text": few}, {"text": many})
+    floors = {
+        phase: percent(row_at_share(inputs.analysis, phase, "text")["floor"])
+        for phase in ("prefill", "decode")
+    }
+    assert floors["prefill"] != floors["decode"]
+    assert coverage_section(inputs).finding == (
+        "On the very documents they were chosen on, the busiest 20 % of cells serve "
+        f"19 % of prefill ({floors['prefill']} by chance) and "
+        f"19 % of decode ({floors['decode']} by chance)."
+    )
+    assert " ".join(coverage_figure(inputs.analysis).get_suptitle().split()) == (
+        "On the documents they were chosen on, the busiest 20 % of cells serve "
+        f"19 % in prefill ({floors['prefill']} by chance) and "
+        f"19 % in decode ({floors['decode']} by chance)"
     )
 
 

@@ -209,14 +209,14 @@ def _coverage_title(curve: pd.DataFrame, share: float) -> str:
     parts = [percent(value) for value in rows[line]]
     if len(parts) > 1:
         parts = [f"{one} in {phase}" for one, phase in zip(parts, rows["phase"], strict=True)]
+    serve = f"On {text}, the busiest {percent(share)} of cells serve"
     if line == "in_sample":
-        chance = percent(rows["floor"].mean())
-    else:
-        chance = percent(rows["cells"].max() / curve["cells"].max())
-    return (
-        f"On {text}, the busiest {percent(share)} of cells serve {' and '.join(parts)}; "
-        f"{chance} were routing even"
-    )
+        # The fewer choices, the more uneven by chance: every phase has a floor of its own.
+        floors = map(percent, rows["floor"])
+        own = [f"{part} ({floor} by chance)" for part, floor in zip(parts, floors, strict=True)]
+        return f"{serve} {' and '.join(own)}"
+    chance = percent(rows["cells"].max() / curve["cells"].max())
+    return f"{serve} {' and '.join(parts)}; {chance} were routing even"
 
 
 def _transfer_title(analysis: Analysis, phase: str) -> str:

@@ -58,15 +58,14 @@ def _finding(inputs: PageInputs) -> str:
     known = {phase: row for phase, row in rows.items() if not np.isnan(row["held_out"])}
     line = "held_out" if known else "in_sample"
     text = "new documents" if known else "the very documents they were chosen on"
-    parts = [f"{percent(row[line])} of {phase}" for phase, row in (known or rows).items()]
+    parts = {phase: f"{percent(row[line])} of {phase}" for phase, row in (known or rows).items()}
+    serve = f"On {text}, the busiest {percent(share)} of cells serve"
     if known:
         even = even_share(inputs.analysis, rows[inputs.main_phase])
-    else:
-        even = float(np.mean([row["floor"] for row in rows.values()]))
-    return (
-        f"On {text}, the busiest {percent(share)} of cells serve {' and '.join(parts)}; even "
-        f"routing would show {percent(even)}."
-    )
+        return f"{serve} {' and '.join(parts.values())}; even routing would show {percent(even)}."
+    # The fewer choices, the more uneven by chance: every phase has a floor of its own.
+    own = [f"{part} ({percent(rows[phase]['floor'])} by chance)" for phase, part in parts.items()]
+    return f"{serve} {' and '.join(own)}."
 
 
 def _chart(inputs: PageInputs) -> Chart:
