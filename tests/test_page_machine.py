@@ -7,6 +7,7 @@ from planning import make_placement
 
 from moeprof.placement import HardwareOrigin
 from moeprof.report.page import PageInputs
+from moeprof.report.page.about import about_section
 from moeprof.report.page.placement import placement_section
 from moeprof.report.page.verdict import verdict
 
@@ -60,3 +61,19 @@ def test_without_a_machine_no_speed_is_spoken_of() -> None:
     inputs = inputs_of({"text": np.full((8, 2, 16), 100)})
     assert inputs.machine is None
     assert not any("speeds" in one for one in verdict(inputs).sentences)
+
+
+@pytest.mark.parametrize("advised", [DESK, CARD], ids=["its machine", "another"])
+def test_notes_on_speeds_of_the_plan_stand_beside_them_and_name_no_field(
+    advised: HardwareOrigin,
+) -> None:
+    notes = ("tokens_per_s is of a single sequence in decode; prefill is not priced", "all fits")
+    inputs = page_of(
+        placement=make_placement(hardware=DESK, notes=notes), advice=make_advice(hardware=advised)
+    )
+    said = about_section(inputs).prose
+    assert "All fits." in said
+    speed = "Of the plan: tokens/s are of a single sequence in decode; prefill is not priced."
+    assert (speed in said) == (advised == DESK)
+    assert not any("priced" in one for one in said if one != speed)
+    assert not any("okens_per_s" in one for one in said)

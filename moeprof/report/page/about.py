@@ -1,5 +1,7 @@
 """The section on the trace itself: what was traced, how much of it, and what to mind."""
 
+from collections.abc import Iterator
+
 from moeprof.report.page.inputs import PageInputs
 from moeprof.report.page.parts import Cell, Column, Section, Table, sentence
 from moeprof.trace.origin import UNSAID
@@ -21,9 +23,19 @@ def about_section(inputs: PageInputs) -> Section:
         f"figures from up to {settings.folds} folds over documents; seed {settings.seed}.",
         *_origin(inputs),
         *inputs.analysis.notes,
-        *(() if inputs.placement is None else map(sentence, inputs.placement.notes)),
+        *_of_plan(inputs),
     )
     return Section("trace", "Trace", finding, prose, (), (_domains(inputs), _model(inputs)))
+
+
+def _of_plan(inputs: PageInputs) -> Iterator[str]:
+    """The notes of the plan, on its speeds only where they stand on the page."""
+    for note in () if inputs.placement is None else inputs.placement.notes:
+        if not note.startswith("tokens_per_s"):
+            yield sentence(note)
+        elif inputs.is_plan_priced:
+            words = note.replace("tokens_per_s is", "tokens/s are")
+            yield f"Of the plan: {words.replace('expert_batch_time', 'times of many tokens')}."
 
 
 def _origin(inputs: PageInputs) -> tuple[str, ...]:

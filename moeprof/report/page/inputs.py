@@ -66,6 +66,12 @@ class PageInputs:
         return None if self.placement is None else self.placement.hardware
 
     @property
+    def is_plan_priced(self) -> bool:
+        """Whether the speeds that the plan predicts stand on the page."""
+        machine = None if self.placement is None else self.placement.hardware
+        return machine is not None and machine == self.machine
+
+    @property
     def has_bytes(self) -> bool:
         """Whether the trace says how many bytes an expert has; else each stands as one."""
         return "expert_bytes" not in self.metadata.missing

@@ -42,8 +42,7 @@ def placement_section(inputs: PageInputs) -> Section:
     if placement.trace.name != inputs.analysis.name:
         prose.append(f"The plan was made from another trace, called {placement.trace.name}.")
     machine = placement.hardware
-    is_priced = machine is not None and machine == inputs.machine
-    if machine is not None and not is_priced:
+    if machine is not None and not inputs.is_plan_priced:
         prose.append(
             f"Its speeds were predicted for another machine, {machine.name}, and are left out: all "
             "speeds of this page are of one."
@@ -66,7 +65,7 @@ def placement_section(inputs: PageInputs) -> Section:
         "placement", "tiers", "Map of layers and experts by the tier that holds them", data
     )
     predicted = [
-        _predictions(placement, phase, is_priced, folded=index > 0)
+        _predictions(placement, phase, inputs.is_plan_priced, folded=index > 0)
         for index, phase in enumerate(reversed(PHASES))
     ]
     tables = (*filter(None, predicted), _tiers(placement), _budget(placement))
