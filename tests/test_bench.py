@@ -114,7 +114,13 @@ def test_more_tokens_than_the_plan_has_room_for_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert bench("--prompt-tokens", "480", "--decode-tokens", "33") == 1
-    assert "planned for a context of 512" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "planned for a context of 512" in err
+    assert "plan again with --context 513" in err
+    assert bench("--prompt-tokens", "2048", "--decode-tokens", "1") == 1
+    err = capsys.readouterr().err
+    assert "2048 prompt and 1 decode tokens, model was made for 2048" in err
+    assert "plan again" not in err
 
 
 def test_experts_that_torch_computes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

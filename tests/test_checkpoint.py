@@ -9,7 +9,7 @@ from architectures import ALL_TYPES, installed
 from architectures import tiny_model as tiny_model_of
 from safetensors.torch import load_file, save_file
 from tiny import save_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3MoeConfig, Qwen3VLMoeConfig
 
 from moeprof.checkpoint import (
     kv_cache_bytes,
@@ -17,9 +17,12 @@ from moeprof.checkpoint import (
     resolve_model,
     workspace_bytes,
 )
+from moeprof.checkpoint.facts import usual_context
 from moeprof.checkpoint.headers import read_header, read_headers
 from moeprof.checkpoint.kv_cache import cache_of
 from moeprof.checkpoint.memory import _tensors
+from moeprof.checkpoint.skeleton import max_positions
+from moeprof.demo import model_path
 from moeprof.errors import CapacityError, UnsupportedModelError
 
 SEPARATE_AND_STACKED = ["deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "phimoe"]
@@ -75,6 +78,44 @@ def check_architecture(model_type: str, path: Path) -> None:
         output = loaded(input_ids=torch.zeros((2, 11), dtype=torch.int64), use_cache=True)
     real = sum(tensor.nbytes for tensor in _tensors(cache_of(loaded, output), set()))
     assert kv_cache_bytes(checkpoint, 11, 2) == real
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "default"}, 40960),
+        # the positions of training, times the factor
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        # the config's own number holds the scaling already
+        ({"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 8192}, 40960),
+        ({"rope_type": "linear", "factor": 2.0}, 81920),
+        ({"full_attention": {"rope_type": "linear", "factor": 2.0}}, 81920),
+        ({"rope_type": "linear", "factor": float("inf")}, 40960),
+        (None, 40960),
+    ],
+)
+def test_positions_reach_as_far_as_scaled_embeddings(rope: object, expected: int) -> None:
+    config = Qwen3MoeConfig(max_position_embeddings=40960)
+    config.rope_parameters = rope
+    assert max_positions(config) == expected
+
+
+@pytest.mark.parametrize("limit", [None, 0, "many"])
+def test_positions_that_no_config_says_are_unknown(limit: object) -> None:
+    config = Qwen3MoeConfig()
+    config.__dict__["max_position_embeddings"] = limit
+    assert max_positions(config) is None
+    assert max_positions(PretrainedConfig()) is None
+
+
+def test_positions_of_a_composite_model_are_those_of_its_text() -> None:
+    config = Qwen3VLMoeConfig(text_config={"max_position_embeddings": 77})
+    assert max_positions(config) == 77
+
+
+def test_the_usual_context_is_no_longer_than_the_models_own(tiny_model: Path) -> None:
+    assert usual_context(tiny_model) == 4096
+    assert usual_context(model_path()) == read_checkpoint(model_path()).max_positions == 2048
 
 
 def test_a_router_that_ignores_the_config_decides_the_top_k(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ def checkpoint(tiny_model: Path) -> Checkpoint:
 
 @pytest.fixture
 def trace(tmp_path: Path, checkpoint: Checkpoint) -> Path:
+    return write_trace(tmp_path / "trace", checkpoint)
+
+
+def write_trace(path: Path, checkpoint: Checkpoint) -> Path:
     """Six documents of ten tokens, half of them decoded; expert 3 is in every choice."""
     shape = checkpoint.shape
     model = ModelIdentity("tiny", checkpoint.fingerprint, checkpoint.tokenizer_hash)
@@ -34,7 +38,6 @@ def trace(tmp_path: Path, checkpoint: Checkpoint) -> Path:
     odds = np.full((shape.num_moe_layers, shape.num_experts), 0.01)
     odds[:, 3] = 1e6
     sequence = np.repeat(np.arange(6), 10).tolist()
-    path = tmp_path / "trace"
     with TraceWriter(path, metadata) as writer:
         write_block(writer, "code", make_block(shape, sequence, decode=5, probabilities=odds))
         writer.finish()
@@ -190,3 +193,24 @@ def test_a_size_that_is_none_is_refused(run: Run, tmp_path: Path, vram: str) -> 
     code, _, err = run(vram, "-o", tmp_path / "plan.json")
     assert code == 1
     assert f"error: size: {vram!r} is not a size" in err
+
+
+def test_a_context_beyond_the_models_positions_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = read_checkpoint(save_model(tmp_path / "short", max_position_embeddings=24))
+    trace, output = write_trace(tmp_path / "trace", checkpoint), tmp_path / "plan.json"
+    fixed = ["plan", str(trace), "--model", str(checkpoint.path), "--vram", "1MB", "--force"]
+    shown = {}
+    for context in (None, 24, 25):
+        given = [] if context is None else ["--context", str(context)]
+        with pytest.raises(SystemExit) as stopped:
+            main([*fixed, "--device-context", "0", "-o", str(output), *given])
+        assert not stopped.value.code
+        placement = read_placement(output)
+        shown[context] = capsys.readouterr().out
+        assert placement.budget.context_tokens == (context or 24)
+        found = [note for note in placement.notes if "max_position_embeddings" in note]
+        assert len(found) == (context == 25)
+    assert "the context of 25 tokens is longer than the 24" in " ".join(shown[25].split())
+    assert "longer than" not in shown[24] + shown[None]

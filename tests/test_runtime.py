@@ -32,6 +32,7 @@ from moeprof.placement.manifest import Estimate, PhasePrediction, Prediction
 from moeprof.placement.tier import Tier
 from moeprof.runtime import LoadedModel, Sampling, Session, load, replay, run, select_documents
 from moeprof.runtime.meter import Meter
+from moeprof.runtime.prompts import Prompts
 from moeprof.runtime.sampling import Sampler, TextStream
 from moeprof.runtime.stores import SlotTable, allocate_packed_stores
 from moeprof.trace import Trace
@@ -357,6 +358,33 @@ def test_generation_stops_where_the_planned_context_ends(checkpoint: Checkpoint)
     assert (len(generation.token_ids), generation.stopped_by) == (2, "context")
     with pytest.raises(CapacityError, match="prompt: has 14 tokens"):
         session.generate("fourteen chars", Sampling())
+
+
+def test_no_more_is_generated_than_the_model_was_made_for(tmp_path: Path) -> None:
+    short = read_checkpoint(save_model(tmp_path / "short", max_position_embeddings=12))
+    planned = make_placement(short)  # for 1024 tokens
+    session = Session(load(planned, short, device="cpu"))
+    generation = session.generate("ten chars.", Sampling(max_new_tokens=50))
+    assert (len(generation.token_ids), generation.stopped_by) == (2, "positions")
+    exact = session.generate("ten chars.", Sampling(max_new_tokens=1))
+    assert exact.stopped_by == "max_new_tokens"
+    with pytest.raises(CapacityError, match="short was made for 12") as caught:
+        session.generate("twelve chars", Sampling())
+    assert "--context" not in caught.value.hint
+
+
+def test_no_longer_context_is_advised_than_the_model_was_made_for(tmp_path: Path) -> None:
+    short = read_checkpoint(save_model(tmp_path / "short", max_position_embeddings=24))
+    prompts = Prompts(short, 12)
+    with pytest.raises(CapacityError, match="planned for a context of 12") as caught:
+        prompts.text("x" * 20)
+    assert caught.value.hint.endswith("--context 24")
+    with pytest.raises(CapacityError, match="was made for 24") as caught:
+        prompts.text("x" * 24)
+    assert "--context" not in caught.value.hint
+    # a longer plan would not help where both end together
+    assert Prompts(short, 24).room(20) == (4, "positions")
+    assert Prompts(short, 23).room(20) == (3, "context")
 
 
 def test_an_interrupted_generation_ends_with_the_token_it_is_at(loaded: LoadedModel) -> None:

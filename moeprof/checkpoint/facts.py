@@ -7,11 +7,12 @@ from moeprof.checkpoint.dense_layers import (
     quantizable_linears,
     quantized_bytes,
 )
+from moeprof.checkpoint.files import resolve_model
 from moeprof.checkpoint.memory import kv_cache_bytes, workspace_bytes
 from moeprof.checkpoint.modules import find_moe_layers
 from moeprof.checkpoint.packed_shape import PackableExperts
 from moeprof.checkpoint.reader import Checkpoint, read_checkpoint
-from moeprof.checkpoint.skeleton import build_skeleton, load_config
+from moeprof.checkpoint.skeleton import build_skeleton, load_config, max_positions
 from moeprof.checkpoint.weights import element_type
 from moeprof.placement import DENSE_AS_STORED
 from moeprof.plan import ModelFacts, PlanRequest
@@ -39,6 +40,39 @@ def model_facts(model: str | Path, request: PlanRequest) -> ModelFacts:
         dense_bytes=checkpoint.dense_loaded_bytes - saved,
         kv_cache_bytes=kv_cache_bytes(checkpoint, context, batch),
         workspace_bytes=workspace_bytes(checkpoint, context, batch) + working,
+    )
+
+
+def usual_context(model: str | Path) -> int:
+    """Tokens of context to plan for where nobody says: as many as the model was made for, at most.
+
+    Args:
+        model: directory or hub id.
+
+    Raises:
+        UnsupportedModelError: the model is not there or its config cannot be read.
+    """
+    usual = PlanRequest(vram_bytes=0).context_tokens
+    return min(usual, max_positions(load_config(resolve_model(model))) or usual)
+
+
+def context_notes(model: str | Path, context: int) -> tuple[str, ...]:
+    """What to say of a planned context: nothing, or that it is longer than the model's own.
+
+    Args:
+        model: directory or hub id.
+        context: tokens.
+
+    Raises:
+        UnsupportedModelError: the model is not there or its config cannot be read.
+    """
+    limit = max_positions(load_config(resolve_model(model)))
+    if limit is None or context <= limit:
+        return ()
+    return (
+        f"the context of {context} tokens is longer than the {limit} that the model was made for "
+        f"(max_position_embeddings), and moeprof run ends there; --context {limit} leaves more "
+        "VRAM for experts",
     )
 
 

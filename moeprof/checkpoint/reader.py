@@ -14,6 +14,7 @@ from moeprof.checkpoint.quantization import read_quantization
 from moeprof.checkpoint.skeleton import (
     build_skeleton,
     load_config,
+    max_positions,
     probe_top_k,
     text_config,
 )
@@ -74,7 +75,6 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
     shape, mapped = _shape(config, weights)
     compute_dtype = _compute_dtype(config, shape.dtype)
     name = path.name if Path(model).expanduser().exists() else str(model)
-    limit = getattr(text_config(config), "max_position_embeddings", None)
     return Checkpoint(
         path=path,
         name=name,
@@ -86,7 +86,7 @@ def read_checkpoint(model: str | Path) -> Checkpoint:
         expert_weights=_expert_weights(shape, mapped),
         dense_loaded_bytes=_loaded_bytes(mapped.dense, compute_dtype),
         compute_dtype=compute_dtype,
-        max_positions=limit if isinstance(limit, int) else None,
+        max_positions=max_positions(config),
     )
 
 

@@ -1,6 +1,7 @@
 """A model built from its config on the meta device: every shape, no weights, no memory."""
 
 import copy
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,28 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     """The config of the language model; of a composite model, the part that decodes text."""
     text: PretrainedConfig = config.get_text_config(decoder=True)
     return text
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Tokens of context that a model was made for; None where its config does not say.
+
+    Scaled rotary embeddings reach further than the positions of training. Some configs give the
+    positions with the scaling, others those without it, so the larger of both readings counts.
+    """
+    text = text_config(config)
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    of_layers = (part for part in rope.values() if isinstance(part, dict))
+    return max(limit, *(_scaled_positions(part, limit) for part in (rope, *of_layers)))
+
+
+def _scaled_positions(rope: dict[str, Any], limit: int) -> int:
+    factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings")
+    if not isinstance(factor, int | float) or not math.isfinite(factor):
+        return limit
+    return int(factor * (trained if isinstance(trained, int) else limit))
 
 
 def auto_class(config: PretrainedConfig) -> type[Any]:

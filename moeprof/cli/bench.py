@@ -16,6 +16,7 @@ from moeprof.errors import CapacityError
 
 if TYPE_CHECKING:
     from moeprof.checkpoint import Checkpoint
+    from moeprof.placement import Placement
     from moeprof.runtime import LoadOptions
     from moeprof.runtime.bench import Case, Figure
     from moeprof.runtime.model import LoadedModel
@@ -80,13 +81,6 @@ def bench(
     if output is not None:
         check_free(output, force)
     plan = read_placement(placement)
-    context = plan.budget.context_tokens
-    if prompt_tokens + decode_tokens > context:
-        raise CapacityError(
-            f"bench: {prompt_tokens} prompt and {decode_tokens} decode tokens, the placement was "
-            f"planned for a context of {context}",
-            f"lower both, or plan again with --context {prompt_tokens + decode_tokens}",
-        )
     options: LoadOptions = {
         "device": device,
         "dtype": dtype,
@@ -96,6 +90,7 @@ def bench(
         "movable": True,
     }
     checkpoint = planned_checkpoint(plan, model)
+    _check_room(plan, checkpoint, prompt_tokens, decode_tokens)
     fed = _token_ids(checkpoint, text, prompt_tokens + decode_tokens)
     loaded = load_shown(plan, checkpoint, options, quiet=as_json)
     cases = cases_of(plan, loaded.experts.expert_bytes, seed)
@@ -117,6 +112,22 @@ def bench(
             typer.echo(document, nl=False)
         else:
             _print(loaded, figures)
+
+
+def _check_room(
+    plan: "Placement", checkpoint: "Checkpoint", prompt_tokens: int, decode_tokens: int
+) -> None:
+    """Refuse more tokens than the plan has room for, or than the model was made for."""
+    fed = f"bench: {prompt_tokens} prompt and {decode_tokens} decode tokens"
+    count, context = prompt_tokens + decode_tokens, plan.budget.context_tokens
+    limit = checkpoint.max_positions
+    if limit is not None and count > limit:
+        raise CapacityError(f"{fed}, {checkpoint.name} was made for {limit}", "lower both")
+    if count > context:
+        raise CapacityError(
+            f"{fed}, the placement was planned for a context of {context}",
+            f"lower both, or plan again with --context {count}",
+        )
 
 
 def _token_ids(checkpoint: "Checkpoint", text: Path | None, count: int) -> list[int]:

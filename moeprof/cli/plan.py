@@ -1,5 +1,6 @@
 """`moeprof plan`: decide which experts live in VRAM under one budget."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,8 +37,14 @@ def plan(
     vram: Annotated[str, typer.Option(help="Budget for everything: 24GB, 22.5GiB, 900MB.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Placement file to write.")],
     context: Annotated[
-        int, typer.Option(min=1, max=2**24, help="Tokens the KV cache must hold.")
-    ] = 4096,
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**24,
+            help="Tokens the KV cache must hold. [default: 4096, or what the model was made for if "
+            "that is less]",
+        ),
+    ] = None,
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Sequences the KV cache must hold.")
     ] = 1,
@@ -73,7 +80,7 @@ def plan(
         moeprof plan traces/demo --model moeprof/demo/model --vram 6MB --context 256 \
             --device-context 0 -o plan.json
     """
-    from moeprof.checkpoint.facts import model_facts
+    from moeprof.checkpoint.facts import context_notes, model_facts, usual_context
     from moeprof.placement import check_free, placement_text, write_placement, write_whole
     from moeprof.plan import PHASE_CHOICES, PlanRequest
     from moeprof.plan import plan as make_plan
@@ -92,7 +99,7 @@ def plan(
     profile = machine(hardware, gpu, ram, nvme)
     request = PlanRequest(
         vram_bytes=parse_size(vram),
-        context_tokens=context,
+        context_tokens=usual_context(model) if context is None else context,
         batch_size=batch,
         device_context_bytes=device_context_bytes(device_context, profile),
         phase=phase,
@@ -104,6 +111,8 @@ def plan(
     )
     opened = open_trace(trace)
     placement = make_plan(opened, model_facts(model, request), request)
+    notes = (*placement.notes, *context_notes(model, request.context_tokens))
+    placement = replace(placement, notes=notes)
     drawn = _picture(placement)
     write_placement(placement, output, force)
     typer.echo(f"wrote {output}", err=True)

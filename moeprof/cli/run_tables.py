@@ -15,6 +15,8 @@ from moeprof.units import format_ms, format_size
 
 _ENDED_EARLY = {
     "context": "the text ends where the planned context does; plan with a larger --context",
+    "positions": "the text ends where the context does that the model was made for "
+    "(max_position_embeddings)",
     "interrupt": "the text ends where it was interrupted",
 }
 

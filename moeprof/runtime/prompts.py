@@ -1,5 +1,6 @@
 """Texts and conversations as tokens that fit a plan; none of it needs the model's weights."""
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ class Prompts:
     def __init__(self, checkpoint: Checkpoint, context_tokens: int) -> None:
         self._checkpoint = checkpoint
         self._context_tokens = context_tokens
+        self._max_positions = checkpoint.max_positions or math.inf
 
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401
@@ -30,11 +32,21 @@ class Prompts:
         """
         return load_tokenizer(self._checkpoint.path)
 
+    def room(self, num_tokens: int) -> tuple[int, str]:
+        """How many tokens can follow, and what ends them: `context` or `positions`.
+
+        Args:
+            num_tokens: of the prompt.
+        """
+        if self._max_positions <= self._context_tokens:
+            return int(self._max_positions) - num_tokens, "positions"
+        return self._context_tokens - num_tokens, "context"
+
     def text(self, prompt: str) -> list[int]:
         """The tokens of a text to continue.
 
         Raises:
-            MoeprofError: it has none, or fills the planned context.
+            MoeprofError: it has none, or fills the planned context or that of the model.
         """
         token_ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"]
         if not token_ids:
@@ -49,7 +61,7 @@ class Prompts:
 
         Raises:
             UnsupportedModelError: the tokenizer has no chat template.
-            CapacityError: the conversation fills the planned context.
+            CapacityError: the conversation fills the planned context or that of the model.
         """
         self.check_chat()
         token_ids: list[int] = self.tokenizer.apply_chat_template(
@@ -70,10 +82,17 @@ class Prompts:
             )
 
     def _fitting(self, what: str, token_ids: list[int], remedy: str) -> list[int]:
-        if len(token_ids) >= self._context_tokens:
+        length, limit = len(token_ids), self._max_positions
+        if length >= limit:
             raise CapacityError(
-                f"{what}: has {len(token_ids)} tokens, the placement was planned for a context of "
+                f"{what}: has {length} tokens, {self._checkpoint.name} was made for {limit}, which "
+                "the text to generate counts towards",
+                remedy,
+            )
+        if length >= self._context_tokens:
+            raise CapacityError(
+                f"{what}: has {length} tokens, the placement was planned for a context of "
                 f"{self._context_tokens}",
-                f"{remedy}, or plan again with --context {2 * len(token_ids)}",
+                f"{remedy}, or plan again with --context {min(2 * length, limit)}",
             )
         return token_ids

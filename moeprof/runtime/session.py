@@ -28,8 +28,8 @@ class Generation:
     Attributes:
         token_ids: generated tokens; the last is the end token where that ended it.
         text: their text.
-        stopped_by: `eos`, `max_new_tokens`, `context` where the planned context was full, or
-            `interrupt`.
+        stopped_by: `eos`, `max_new_tokens`, `context` where the planned context was full,
+            `positions` where that of the model was, or `interrupt`.
     """
 
     token_ids: tuple[int, ...]
@@ -87,7 +87,7 @@ class Session:
             write: called with each piece of generated text as it comes.
 
         Raises:
-            MoeprofError: the prompt has no tokens, or fills the planned context.
+            MoeprofError: the prompt has no tokens, or fills the planned context or the model's.
         """
         return self._continue(self.prompts.text(prompt), sampling, write)
 
@@ -103,7 +103,7 @@ class Session:
 
         Raises:
             UnsupportedModelError: the tokenizer has no chat template.
-            CapacityError: the conversation fills the planned context.
+            CapacityError: the conversation fills the planned context or that of the model.
         """
         return self._continue(self.prompts.conversation(messages), sampling, write)
 
@@ -154,7 +154,7 @@ class Session:
         """Prefill, then one token at a time; the last token is not fed any more."""
         sampler, ends = Sampler(sampling), self._end_tokens()
         sequence = self.sequence
-        room = self.loaded.placement.budget.context_tokens - len(token_ids)
+        room, at_its_end = self.prompts.room(len(token_ids))
         limit = min(sampling.max_new_tokens, room)
         with self.timed(PHASES[0]):
             generated = [sampler.draw(sequence.prefill(token_ids))]
@@ -164,7 +164,7 @@ class Session:
                 if self._is_interrupted:
                     return generated, _INTERRUPT
                 if len(generated) == limit:
-                    return generated, "context" if limit == room else "max_new_tokens"
+                    return generated, at_its_end if limit == room else "max_new_tokens"
                 generated.append(sampler.draw(sequence.step(generated[-1])))
         return generated, "eos"
 
