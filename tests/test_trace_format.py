@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import make_block, make_metadata, make_shape, make_trace, write_block
 
+from moeprof.analyze import AnalysisSettings, analyze
 from moeprof.errors import TraceError
 from moeprof.native import NO_EXPERT
 from moeprof.trace import open_trace
@@ -285,6 +286,18 @@ def test_damaged_parts_are_refused_by_name(trace, damage, message) -> None:
     with pytest.raises(TraceError, match=message) as failure:
         open_trace(trace.path)
     assert "part-00000.parquet" in str(failure.value)
+
+
+def test_tokens_are_counted_whole_where_slots_are_empty(tmp_path: Path) -> None:
+    shape = make_shape(moe_layers=(0, 1), num_experts=4, top_k=2)
+    block = make_block(shape, [0] * 5 + [1] * 5, decode=2)
+    block.experts[0, :4, 1] = NO_EXPERT
+    block.experts[1, 8:] = NO_EXPERT
+    trace = make_trace(tmp_path / "made", {"code": block}, shape)
+    samples = analyze(trace, AnalysisSettings(resamples=4, sections=("skew",))).samples
+    found = samples[samples["domain"] == "code"].set_index("phase")
+    assert found["tokens"].to_dict() == {"prefill": 6, "decode": 4}
+    assert found["assignments"].sum() == 10 * 4 - 4 - 4
 
 
 def test_rows_are_not_read_from_a_changed_part(trace) -> None:

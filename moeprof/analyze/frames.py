@@ -32,6 +32,7 @@ def sample_frame(samples: Sequence[Sample]) -> pd.DataFrame:
             "phase": [sample.phase for sample in samples],
             "document_groups": [sample.num_groups for sample in samples],
             "folds": [sample.num_folds for sample in samples],
+            "tokens": [sample.tokens for sample in samples],
             "assignments": [sample.assignments for sample in samples],
         }
     )

@@ -77,8 +77,8 @@ def learning_frames(sample: Sample, documents: int | None) -> dict[str, pd.DataF
     groups = sample.num_groups
     documents = groups if documents is None else documents
     head: dict[str, object] = {"domain": sample.domain, "phase": sample.phase}
-    tokens = sample.assignments // (sample.shape.num_moe_layers * sample.shape.top_k)
-    row: dict[str, object] = head | {"documents": documents, "tokens": tokens, "enough": False}
+    row: dict[str, object] = head | {"documents": documents, "tokens": sample.tokens}
+    row["enough"] = False
     unknown: dict[str, object] = dict.fromkeys(("half_width", "loss", "jaccard"), np.nan)
     more: dict[str, object] = {"more_documents": None, "more_tokens": None}
     if groups < 2:
@@ -99,7 +99,7 @@ def learning_frames(sample: Sample, documents: int | None) -> dict[str, pd.DataF
         tolerance = sample.settings.tolerance
         needed = documents_needed(half, loss, groups, sample.degrees, tolerance) / groups
         more["more_documents"] = round((needed - 1) * documents)
-        more["more_tokens"] = round((needed - 1) * tokens)
+        more["more_tokens"] = round((needed - 1) * sample.tokens)
         row["enough"] = needed == 1
     points = {
         "documents": curve.documents * max(documents // groups, 1),

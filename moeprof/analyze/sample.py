@@ -49,6 +49,7 @@ class Sample:
         counts: [G, L, E] int64, only of groups with an assignment; G may be 0.
         group_domain: [G] int64.
         groups: [G] int64, where these groups stand among those of the counts.
+        tokens: of all groups.
     """
 
     def __init__(
@@ -69,6 +70,11 @@ class Sample:
         self.counts: NDArray[np.int64] = counts[kept]
         self.group_domain: NDArray[np.int64] = cells.group_domain[kept]
         self.groups: NDArray[np.int64] = np.flatnonzero(kept)
+        if cells.tokens is None:
+            self.tokens = self.assignments // (self.shape.num_moe_layers * self.shape.top_k)
+        else:
+            of_domain = cells.tokens if domain == OVERALL else cells.tokens[key : key + 1]
+            self.tokens = int((of_domain if both else of_domain[:, PHASES.index(phase)]).sum())
         # Seeded by what it is, so that a domain's numbers do not depend on what else was asked.
         self._seed = [settings.seed, (*PHASES, BOTH_PHASES).index(phase), key]
 

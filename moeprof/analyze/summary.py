@@ -30,7 +30,8 @@ class Analysis:
         name: of the trace; empty when it was made from counts alone.
         shape: the model's numbers.
         settings: what was asked for.
-        samples: one row per domain and phase: domain, phase, document_groups, folds, assignments.
+        samples: one row per domain and phase: domain, phase, document_groups, folds, tokens,
+            assignments.
         coverage: domain, phase, share, cells and the three coverages, for every share of
             `SHARES` and for `settings.share`; hot sets over the whole model.
         curve: the same for shares close together, to draw.

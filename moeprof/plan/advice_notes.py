@@ -115,7 +115,8 @@ def _missing_of_trace(trace: Trace, sample: Sample) -> Iterator[str]:
 
 def _documents(trace: Trace, sample: Sample, evaluated: Evaluated) -> str:
     situation = evaluated.situation
-    tokens = round(float(situation.tokens(DECODE).sum()))
+    phase = PREFILL if sample.stands_in else DECODE
+    tokens = sum(domain.tokens[phase] for domain in trace.metadata.domains)
     documents = sum(domain.documents for domain in trace.metadata.domains)
     kind = "prompt token" if sample.stands_in else "reply token"
     text = (

@@ -48,8 +48,7 @@ def analysis_tables(analysis: Analysis) -> RenderableType:
 
 def _heading(analysis: Analysis, phase: str) -> Text:
     row = analysis.samples[analysis.samples["phase"] == phase].iloc[0]
-    tokens = row["assignments"] // (analysis.shape.num_moe_layers * analysis.shape.top_k)
-    words = f"{phase_words(phase)}, {row['domain']}: {format_count(tokens, 'token')}"
+    words = f"{phase_words(phase)}, {row['domain']}: {format_count(row['tokens'], 'token')}"
     return Text(words, style="bold")
 
 

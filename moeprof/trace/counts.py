@@ -18,12 +18,15 @@ class CellCounts:
         domains: names, in the order of the trace.
         group_domain: [G] int64, index into `domains` of each document group.
         counts: [G, 2, L, E] int64, assignments; the second axis is `PHASES`.
+        tokens: [D, 2] int64, tokens of each domain in each of `PHASES`; None where they are not
+            known but by their assignments, of which some may be missing.
     """
 
     shape: ModelShape
     domains: tuple[str, ...]
     group_domain: NDArray[np.int64]
     counts: NDArray[np.int64]
+    tokens: NDArray[np.int64] | None = None
 
     def select(self, domain: str | None = None, phase: str | None = None) -> NDArray[np.int64]:
         """Counts of the groups of one domain (None: all) in one phase (None: both summed).

@@ -136,7 +136,8 @@ class Trace:
         phase = pd.Categorical(frame["phase"], categories=list(schema.PHASES)).codes
         row = row_of_layer[frame["layer"].to_numpy(np.int64)]
         counts[index, phase, row, frame["expert"].to_numpy(np.int64)] = frame["assignments"]
-        return CellCounts(shape, self.domains, kept // size, counts)
+        tokens = np.array([entry.tokens for entry in self.metadata.domains], np.int64)
+        return CellCounts(shape, self.domains, kept // size, counts, tokens)
 
     def routing(self, layer: int, domain: str | None = None) -> LayerRouting:
         """What `layer` routed in one domain (None: all), read without the other layers.
