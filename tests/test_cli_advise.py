@@ -51,15 +51,27 @@ def test_the_verdict_comes_first_then_one_table_then_what_it_rests_on(
         next(at for at, line in enumerate(lines) if line.lstrip("> ").startswith(start))
         for start in (
             "pin it", "28.3 KiB of VRAM, 23.4 KiB of it for experts", "all experts in RAM",
-            "whole layers", "any experts", "busiest experts", "cache ",
-            "busiest and cache ", "oracle", "replies: decode; ", "best policies: cache: ",
+            "whole layers", "arbitrary experts", "hot set ", "cache ",
+            "hot set with cache ", "oracle", "replies: decode; ", "best policies: cache: ",
             "break-even: ", "rests on: ", "missing: ",
         )
     ]  # fmt: skip
     assert order == sorted(order)
     assert len(lines) <= 40
-    assert any(line.startswith(" > busiest experts") for line in lines)
+    assert any(line.startswith(" > hot set ") for line in lines)
     assert "device context: 0 B, of hardware profile round numbers" in err
+
+
+@pytest.mark.parametrize(
+    ("documents", "of"), [(12, "documents"), (1, "pieces of the only document")]
+)
+def test_intervals_are_said_to_be_over_documents_or_pieces_of_one(
+    run: Run, tmp_path: Path, documents: int, of: str
+) -> None:
+    routed = make_routed(tmp_path, Routing(exponent=1.6), documents=documents)
+    code, out, _ = run(routed.path, "--vram", DENSE + 24_000)
+    assert code == 0
+    assert f"±: half of a 95 % interval over {of}." in " ".join(out.split())
 
 
 def test_json_is_one_document_and_nothing_else(run: Run, skewed: Path, machine: Path) -> None:

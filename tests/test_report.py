@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import html
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from builders import make_block, make_counts, make_metadata, make_shape, make_trace
 from paging import ATTACK, ROOT, charts_of, inputs_of, make_advice, make_inputs, run, skewed_counts
 from planning import N, R, V, make_hardware, make_placement
+from rich.console import Console
 
 import moeprof
 from moeprof.errors import PlacementError
@@ -18,6 +20,7 @@ from moeprof.placement import Estimate
 from moeprof.plan import PlanRequest
 from moeprof.plan.advice import Finding
 from moeprof.plan.simulation import Simulation, simulate
+from moeprof.report.advice_tables import advice_tables
 from moeprof.report.figures import coverage_figure
 from moeprof.report.page import report_page, simulation_request
 from moeprof.report.page.coverage import coverage_section, row_at_share
@@ -288,6 +291,33 @@ def test_only_figures_that_are_held_out_are_of_new_text(folds: int) -> None:
     prose = strategies_section(inputs).prose[0]
     assert ("on documents that nothing was chosen on" in prose) == bool(folds)
     assert ("No figure is held out" in prose) == (not folds)
+
+
+@pytest.mark.parametrize(("folds", "pieces"), [(5, 8), (0, 1)])
+def test_figures_of_a_single_document_are_never_of_new_text(folds: int, pieces: int) -> None:
+    advice = make_advice(folds=folds, pieces=pieces)
+    inputs = inputs_of({"text": skewed_counts(1, 2, 4)}, advice=advice)
+    found, section = verdict(inputs), strategies_section(inputs)
+    tables = [f"{table.caption} {column.hint}" for table in section.tables
+              for column in table.columns]  # fmt: skip
+    figures = [figure.name for figure in found.figures]
+    texts = [*found.sentences, *figures, section.finding, *section.prose, *tables]
+    assert not [text for text in texts if "new text" in text or "new document" in text]
+    assert any("of the same text" in name for name in figures) == bool(folds)
+    assert ("parts of the only document" in section.prose[0]) == bool(folds)
+    assert ("No figure is held out" in section.prose[0]) == (not folds)
+
+
+def test_strategies_have_the_same_names_on_the_terminal_and_on_the_page() -> None:
+    advice = make_advice(folds=5, pieces=0)
+    section = strategies_section(inputs_of({"text": COUNTS}, advice=advice))
+    console = Console(width=120, file=io.StringIO())
+    console.print(advice_tables(advice), highlight=False)
+    shown = [line.lstrip(" >") for line in console.file.getvalue().splitlines()]
+    for row in section.tables[0].rows:
+        assert any(re.match(rf"{row[0].text} {{2,}}\d", line) for line in shown)
+    curves = [line["name"] for line in section.charts[0].data["panels"][0]["lines"]]
+    assert curves == [row[0].text for row in section.tables[0].rows]
 
 
 @pytest.mark.parametrize(

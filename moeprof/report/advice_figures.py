@@ -7,8 +7,8 @@ from matplotlib.ticker import FuncFormatter
 from moeprof.placement import Estimate
 from moeprof.plan import advice as words
 from moeprof.plan.advice import Advice, PhaseOutcome
-from moeprof.report.advice_tables import LABELS
 from moeprof.report.figures import set_title
+from moeprof.report.strategy_names import LABELS
 from moeprof.units import format_size, format_speed
 
 # Okabe & Ito (2008, Color Universal Design); what needs no trace is grey, the oracle dotted.

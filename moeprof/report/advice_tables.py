@@ -8,37 +8,19 @@ from rich.table import Table
 from rich.text import Text
 
 from moeprof.placement import Estimate
-from moeprof.plan.advice import (
-    ALL_RAM,
-    ANY_EXPERTS,
-    CACHE,
-    HOT_SET,
-    HOT_SET_AND_CACHE,
-    ORACLE,
-    WHOLE_LAYERS,
-    Advice,
-    PhaseOutcome,
-    StrategyOutcome,
-)
+from moeprof.plan.advice import ORACLE, WHOLE_LAYERS, Advice, PhaseOutcome, StrategyOutcome
+from moeprof.report.strategy_names import LABELS
 from moeprof.report.table_parts import headed_table
 from moeprof.units import format_size, format_speed
 
 _UNKNOWN = "-"
 _PHASES = {"decode": "replies", "prefill": "prompts"}
-LABELS = {
-    ALL_RAM: "all experts in RAM",
-    WHOLE_LAYERS: "whole layers",
-    ANY_EXPERTS: "any experts",
-    HOT_SET: "busiest experts",
-    CACHE: "cache",
-    HOT_SET_AND_CACHE: "busiest and cache",
-    ORACLE: "oracle",
-}
 _KEY = (
     "replies: decode; prompts: prefill; hit rate: assignments whose expert is in VRAM; whole "
     "layers: as many as fit, and of one more what still fits, unlike first_layers of a plan; gain: "
-    "over whole layers in as much VRAM; ±: half of a 95 % interval over documents; any experts: "
-    "arbitrary ones, as many of each layer; oracle: knows the future, the limit of any cache."
+    "over whole layers in as much VRAM; arbitrary experts: as many of each layer; hot set: the "
+    "busiest experts; oracle: knows the future, the limit of any cache; ±: half of a 95 % interval "
+    "over {of}."
 )
 
 
@@ -50,7 +32,7 @@ def advice_tables(advice: Advice) -> RenderableType:
     ]
     parts += [Text(f"would change with {change}.") for change in finding.would_change]
     parts += [Text(f"would not change with {change}.") for change in finding.in_vain]
-    parts += [_strategy_table(advice), Text(_KEY, style="dim")]
+    parts += [_strategy_table(advice), Text(_key(advice), style="dim")]
     caches = [one for one in advice.strategies if one.policy is not None]
     if caches:
         policies = "; ".join(f"{LABELS[one.name]}: {one.policy}" for one in caches)
@@ -62,6 +44,10 @@ def advice_tables(advice: Advice) -> RenderableType:
     if advice.sweep:
         parts += [Text(), _sweep_table(advice)]
     return Group(*parts)
+
+
+def _key(advice: Advice) -> str:
+    return _KEY.format(of="pieces of the only document" if advice.pieces else "documents")
 
 
 def _strategy_table(advice: Advice) -> Table:

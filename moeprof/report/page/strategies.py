@@ -27,19 +27,11 @@ from moeprof.report.page.parts import (
     estimated_share,
     sentence,
 )
+from moeprof.report.strategy_names import IN_SENTENCE, LABELS
 from moeprof.report.tables import percent
 from moeprof.units import format_size
 
 _KEY, _TITLE = "strategies", "Strategies"
-_WORDS = {
-    "all_ram": "all experts in RAM",
-    "whole_layers": "whole layers",
-    "any_experts": "arbitrary experts",
-    "hot_set": "a hot set",
-    "cache": "a cache",
-    "hot_set_and_cache": "a hot set with a cache",
-    "oracle": "an oracle",
-}
 _SWEPT = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)  # of all experts
 # The line that belongs to a strategy in every chart.
 _ROLES = {
@@ -88,11 +80,11 @@ def strategies_section(inputs: PageInputs) -> Section:
 
 
 def _scored_on(advice: Advice) -> str:
+    if not advice.folds:
+        return "No figure is held out: experts were chosen on the text that they are scored on."
     if advice.pieces:
         return "All figures are on parts of the only document that nothing was chosen on."
-    if advice.folds:
-        return "All figures are on documents that nothing was chosen on."
-    return "No figure is held out: experts were chosen on the text that they are scored on."
+    return "All figures are on documents that nothing was chosen on."
 
 
 def _finding(advice: Advice) -> str:
@@ -108,7 +100,7 @@ def _finding(advice: Advice) -> str:
     )
     shown = dict.fromkeys((advice.finding.strategy, best.name, WHOLE_LAYERS, ORACLE))
     words = [
-        f"{_WORDS.get(name, name)} {_figure(reached[name], bool(priced))}"
+        f"{IN_SENTENCE.get(name, name)} {_figure(reached[name], bool(priced))}"
         for name in shown
         if name in reached
     ]
@@ -128,12 +120,12 @@ def _figure(value: float, priced: bool) -> str:
 
 def strategy_words(one: StrategyOutcome) -> str:
     """A strategy's name as readers are told of it, in the middle of a sentence."""
-    return _WORDS.get(one.name, one.name)
+    return IN_SENTENCE.get(one.name, one.name)
 
 
 def _short(one: StrategyOutcome) -> str:
     """The same as a label."""
-    return strategy_words(one).removeprefix("a ").removeprefix("an ")
+    return LABELS.get(one.name, one.name)
 
 
 def signed_percent(estimate: Estimate) -> tuple[str, str]:
