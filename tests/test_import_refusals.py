@@ -36,6 +36,23 @@ def written_csv(path: Path, rows: str, header: str = "") -> Path:
     return path
 
 
+def test_what_says_more_is_not_read_as_counts(tmp_path: Path) -> None:
+    file = written_csv(tmp_path / "a.csv", "0,1,0,1,0,2,0.5\n")
+    error = refused("layer-expert-csv", [file], tmp_path)
+    assert "a route_trace v1 file" in str(error)
+    assert "moeprof import route-trace" in error.hint
+
+
+def test_uneven_layers_of_a_line_are_told_apart_from_lines_that_differ(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"tok": 0, "layers": [[1, 2], [3]]}\n')
+    error = refused("tok-layers", [file], tmp_path)
+    assert str(error).endswith("line 1: its layers have from 1 to 2 ids, expected as many in each")
+    file.write_text('{"tok": 0, "layers": [[1], [3]]}\n{"tok": 1, "layers": [[1, 2], [3, 0]]}\n')
+    error = refused("tok-layers", [file], tmp_path)
+    assert str(error).endswith("line 2: 2 layers of 2 ids, the line before has 2 of 1")
+
+
 # Writing.
 
 

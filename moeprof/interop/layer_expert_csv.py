@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from moeprof.errors import TraceError
 from moeprof.interop.exporting import written
 from moeprof.interop.model import check_cells
+from moeprof.interop.preamble import MAGIC
 from moeprof.interop.source import Counted, Facts, Source, Stated
 from moeprof.interop.tables import Table, header, read_table, without_comments
 from moeprof.interop.text import content
@@ -63,7 +64,13 @@ def read(files: Sequence[Path], facts: Facts) -> Source:
 
 
 def _table(path: Path) -> Table:
-    data = without_comments(content(path))
+    data = content(path)
+    if data.startswith(MAGIC.encode()):
+        raise TraceError(
+            f"{path}: a route_trace v1 file, whose phases and order would be lost",
+            f"read it as what it is: moeprof import route-trace {path} -o traces/NAME",
+        )
+    data = without_comments(data)
     wanted = ["layer", "expert"]
     if "count" in header(data):
         wanted.append("count")

@@ -27,6 +27,8 @@ from moeprof.trace.schema import NO_EXPERT
 
 _EXPECTED = 'expected {"tok": N, "layers": [[id, ...], ...]}'
 
+_EVEN = "one list of the same length for each layer"
+
 
 def read(files: Sequence[Path], facts: Facts) -> Source:
     """The tokens of the files.
@@ -48,11 +50,17 @@ def _documents(path: Path) -> list[Tokens]:
         number, layers = _token(f"{path}: line {line}", text)
         sizes = {len(ids) for ids in layers}
         found = (len(layers), sizes.pop())
-        if sizes or found != (shape or found):
+        if sizes:
             raise TraceError(
-                f"{path}: line {line}: {len(layers)} layers of {sorted({len(i) for i in layers})} "
-                f"ids, the line before has {shape}",
-                "one list of the same length for each layer",
+                f"{path}: line {line}: its layers have from {min(map(len, layers))} to "
+                f"{max(map(len, layers))} ids, expected as many in each",
+                _EVEN,
+            )
+        if shape is not None and found != shape:
+            raise TraceError(
+                f"{path}: line {line}: {found[0]} layers of {found[1]} ids, the line before has "
+                f"{shape[0]} of {shape[1]}",
+                _EVEN,
             )
         shape = found
         if not numbers or number <= numbers[-1][-1]:
