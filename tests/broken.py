@@ -140,7 +140,11 @@ def _tok_layers(folder: Path) -> list[tuple[str, object, str]]:
         line("id 1e9", '{"tok": 3, "layers": [[1e9, 1], [1, 2], [1, 2]]}', "layer 0: expert id"),
         line("id huge", f'{{"tok": 3, "layers": [[{"9" * 30}, 1]]}}', "layer 0: expert id 9999"),
         line("too few layers", '{"tok": 3, "layers": [[0, 1], [1, 2]]}', "2 layers"),
-        line("ragged ids", '{"tok": 3, "layers": [[0, 1], [1, 2], [1]]}', "3 layers of"),
+        line(
+            "ragged ids",
+            '{"tok": 3, "layers": [[0, 1], [1, 2], [1]]}',
+            "its layers have from 1 to 2 ids",
+        ),
         line("tok beyond 32 bits", '{"tok": 4294967296, "layers": [[0, 1]]}', "tok is 4294967296"),
         ("70000 layers", json.dumps({"tok": 1, "layers": [[0, 1]] * 70_000}), "layer 69999"),
         ("nine ids", '{"tok": 1, "layers": [[0, 1, 2, 3, 4, 5, 6, 7, 8]]}', "--top-k says 2"),

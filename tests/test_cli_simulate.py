@@ -92,12 +92,13 @@ def test_a_policy_of_the_user_is_replayed_beside_others(trace, tmp_path, capsys)
     file.write_text(
         "class First:\n"
         "    def __init__(self, facts):\n        self.facts = facts\n"
-        "    def touch(self, cell, batch):\n        pass\n"
+        "    def touch(self, cell, batch):\n        print('seen')\n"
         "    def admit(self, cell):\n        return True\n"
         "    def victim(self, candidates):\n        return candidates[0]\n",
         encoding="utf-8",
     )
     own = f"{file}:First"
+    # What it prints does not get between the rows.
     rows = rows_of(capsys, trace, "--policy", "lru", "--policy-file", own, "--budget", "50%")
     assert [row["policy"] for row in rows] == ["lru", "lru", own, own]
     file.write_text(file.read_text().replace("candidates[0]", "candidates[0] / 0"))

@@ -152,7 +152,7 @@ def test_a_place_where_nothing_can_be_written_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(PlacementError, match=r"cannot be written, .*/file is a file") as caught:
         check_free(tmp_path / "file" / "deep" / "plan.json", force=True)
-    assert caught.value.hint == "choose another -o"
+    assert caught.value.hint == "choose another name"
     check_free(tmp_path / "new" / "deep" / "plan.json", force=False)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(PlacementError, match=f"{tmp_path} is read-only"):

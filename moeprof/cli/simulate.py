@@ -1,6 +1,8 @@
 """`moeprof simulate`: what cache policies would have done with the routing of a trace."""
 
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,7 +103,8 @@ def simulate(
     named = [
         parse_policy(text) for text in _names([*(policy or []), *(policies or [])], "--policy")
     ]
-    named += [user_policy(text) for text in policy_file or []]
+    with redirect_stdout(sys.stderr):  # what a user's policy prints is no part of the answer
+        named += [user_policy(text) for text in policy_file or []]
     if plot is not None:
         check_free(plot, force)
     opened = open_trace(trace)
@@ -123,7 +126,8 @@ def simulate(
         seed=seed,
         threads=min(os.cpu_count() or 1, _MOST_THREADS),
     )
-    simulation = replay_all(opened, request)
+    with redirect_stdout(sys.stderr):
+        simulation = replay_all(opened, request)
     for warning in simulation.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:

@@ -96,20 +96,22 @@ def check_free(path: Path, force: bool) -> None:
     """
     try:
         if path.is_dir():
-            raise PlacementError(f"{path}: is a folder", f"name a file: -o {path}/NAME.json")
+            raise PlacementError(f"{path}: is a folder", f"name a file in it: {path}/NAME")
         if path.exists() and not force:
-            raise PlacementError(f"{path}: already exists", "choose another -o, or add --force")
+            raise PlacementError(f"{path}: already exists", "choose another name, or add --force")
         nearest = next(folder for folder in path.absolute().parents if folder.exists())
         is_folder = nearest.is_dir()
     except PermissionError as error:
         raise PlacementError(
-            f"{path}: cannot be written ({error.strerror})", "choose another -o"
+            f"{path}: cannot be written ({error.strerror})", "choose another name"
         ) from error
     if not is_folder:
-        raise PlacementError(f"{path}: cannot be written, {nearest} is a file", "choose another -o")
+        raise PlacementError(
+            f"{path}: cannot be written, {nearest} is a file", "choose another name"
+        )
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PlacementError(
-            f"{path}: cannot be written, {nearest} is read-only", "choose another -o"
+            f"{path}: cannot be written, {nearest} is read-only", "choose another name"
         )
 
 

@@ -39,9 +39,10 @@ class CacheFacts:
 class UserPolicy(Protocol):
     """A policy of your own: a class with these methods, made with `CacheFacts`.
 
-    For each batch (a layer of a decoded token, or of a whole prompt) `touch` is called for every
-    cell looked up, present or not; then `admit` for every cell that is missing; and `victim` as
-    long as room is needed. It is made anew when the cache starts empty. The least recently used:
+    For each batch (a layer of a decoded token, or of a whole prompt) `victim` is called as long as
+    the batch before left more than the budget; then `touch` for every cell looked up, present or
+    not; then `admit` for every cell that is missing, and `victim` as long as room is needed. It is
+    made anew when the cache starts empty. The least recently used:
 
         class Oldest:
             def __init__(self, facts):
