@@ -104,7 +104,7 @@ def test_a_policy_of_the_user_is_replayed_beside_others(trace, tmp_path, capsys)
     file.write_text(file.read_text().replace("candidates[0]", "candidates[0] / 0"))
     assert run(trace, "--policy-file", own, "--budget", "50%") == 1
     written = capsys.readouterr()
-    assert written.err.startswith(f"error: policy {own}: victim ")
+    assert f"\nerror: policy {own}: victim " in written.err
     assert "hint: " in written.err
 
 
