@@ -61,7 +61,10 @@ def test_a_policy_is_named_by_a_text_that_names_it(text, policy, name):
         ("belady:uploads=1", "belady: has no uploads"),
         ("static+pinned:share=0.5", "static: has no pinned"),
         ("lru+pinned", "'pinned' is not pinned:share=SHARE"),
-        ("lru+pinned:share=2", "pinned is 2.0, expected between 0 and 1"),
+        ("lru+pinned:share=2", "the pinned share is 2.0, expected above 0 and at most 1"),
+        ("lru+pinned:share=0", "the pinned share is 0.0, expected above 0 and at most 1"),
+        ("lru+pinned:share=nan", "the pinned share is nan, expected above 0"),
+        ("lfu:decay=0.9:decay=0.5", "names decay twice"),
         ("", "there is no policy ''"),
     ],
 )

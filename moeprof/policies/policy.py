@@ -127,7 +127,12 @@ def parse_policy(text: str) -> Policy:
     order, *options = base.split(":")
     if order not in ORDERS:
         raise MoeprofError(f"policy {text!r}: there is no policy {order!r}", _REMEDY)
-    values = dict(_option(text, option) for option in options)
+    values = dict[str, object]()
+    for option in options:
+        key, value = _option(text, option)
+        if key in values:
+            raise MoeprofError(f"policy {text!r}: names {key} twice", "name it once")
+        values[key] = value
     if "+" in text:
         word, *shares = pinned.split(":")
         if word != "pinned" or len(shares) != 1 or not shares[0].startswith("share="):
@@ -136,6 +141,12 @@ def parse_policy(text: str) -> Policy:
                 "write it as in lru+pinned:share=0.5",
             )
         values |= dict([_option(text, shares[0].replace("share", "pinned", 1))])
+        if not 0 < float(str(values["pinned"])) <= 1:
+            raise MoeprofError(
+                f"policy {text!r}: the pinned share is {values['pinned']}, expected above 0 and "
+                "at most 1",
+                "write it as in lru+pinned:share=0.5",
+            )
     return Policy(order, **values)  # type: ignore[arg-type]
 
 
