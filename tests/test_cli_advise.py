@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,21 @@ def test_intervals_are_said_to_be_over_documents_or_pieces_of_one(
     routed = make_routed(tmp_path, Routing(exponent=1.6), documents=documents)
     code, out, _ = run(routed.path, "--vram", DENSE + 24_000)
     assert code == 0
-    assert f"±: half of a 95 % interval over {of}." in " ".join(out.split())
+    assert f"±: half of a 95 % interval over {of}, ?" in " ".join(out.split())
+
+
+def test_an_interval_from_two_tokens_is_said_to_be_too_wide(
+    run: Run, tmp_path: Path, machine: Path
+) -> None:
+    """The oracle gains 175 %, somewhere between -751 and 1,101 %."""
+    routed = make_routed(tmp_path, Routing(keep=0.5), documents=1, tokens=(0, 2))
+    code, out, _ = run(routed.path, "--vram", DENSE + 8000, "--hardware", machine)
+    assert code == 0
+    halves = [float(half.replace(",", "")) for half in re.findall(r"± ([\d,.]+) %", out)]
+    assert max(halves) < 100
+    (oracle,) = (line for line in out.splitlines() if line.strip().startswith("oracle"))
+    assert re.search(r"[\d.]+ ± \? +\+[\d.]+ ± \? %", oracle)
+    assert "? where it is too wide to say anything" in " ".join(out.split())
 
 
 def test_json_is_one_document_and_nothing_else(run: Run, skewed: Path, machine: Path) -> None:

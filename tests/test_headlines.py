@@ -12,7 +12,7 @@ from moeprof.analyze import AnalysisSettings, analyze
 from moeprof.report.figures import png
 from moeprof.report.headlines import enough, headlines, places
 from moeprof.report.section_figures import FIGURE_NAMES, section_figures
-from moeprof.report.table_parts import percent, points
+from moeprof.report.table_parts import is_too_wide, percent, points
 from moeprof.report.tables import analysis_tables
 
 SHAPE = make_shape(moe_layers=(0, 1, 2), num_experts=24, top_k=3)
@@ -102,6 +102,24 @@ def test_points_have_one_decimal_below_ten(share, signed, text):
 def test_percents_can_have_a_decimal_of_their_own():
     assert percent(0.435, 1) == "43.5 %"
     assert percent(float("nan"), 1) == "-"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "given", "found"),
+    [
+        (-18_720.0, 24_572.0, {}, True),  # no speed is below none
+        (0.1, 24_572.0, {}, False),
+        (-0.2, 0.9, {"least": -1.0}, False),  # a gain can be a loss
+        (-9.5, 10.2, {"least": -1.0}, True),
+        (-0.4, 0.9, {"is_share": True}, False),  # at least not all of it
+        (-0.4, 1.0, {"is_share": True}, True),
+        (0.0, 0.0, {}, False),
+        (None, None, {}, False),
+        (float("nan"), float("nan"), {"is_share": True}, False),
+    ],
+)
+def test_an_interval_that_holds_what_cannot_be_says_nothing(low, high, given, found):
+    assert is_too_wide(low, high, **given) is found
 
 
 def test_places_in_words():

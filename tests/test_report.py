@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import make_block, make_counts, make_metadata, make_shape, make_trace
-from paging import ATTACK, ROOT, charts_of, inputs_of, make_advice, make_inputs, run, skewed_counts
+from paging import (
+    ATTACK,
+    ROOT,
+    charts_of,
+    inputs_of,
+    make_advice,
+    make_inputs,
+    make_strategy,
+    run,
+    skewed_counts,
+)
 from planning import N, R, V, make_hardware, make_placement
 from rich.console import Console
 
@@ -18,7 +28,7 @@ import moeprof
 from moeprof.errors import PlacementError
 from moeprof.placement import Estimate
 from moeprof.plan import PlanRequest
-from moeprof.plan.advice import Finding
+from moeprof.plan.advice import Finding, StrategyOutcome, SweepPoint
 from moeprof.plan.simulation import Simulation, simulate
 from moeprof.report.advice_tables import advice_tables
 from moeprof.report.figures import coverage_figure
@@ -26,9 +36,9 @@ from moeprof.report.page import report_page, simulation_request
 from moeprof.report.page.coverage import coverage_section, row_at_share
 from moeprof.report.page.document import page_sections
 from moeprof.report.page.domains import domains_section
-from moeprof.report.page.parts import estimated_share
+from moeprof.report.page.parts import TOO_WIDE, estimate_text, estimated_share
 from moeprof.report.page.policies import policies_section
-from moeprof.report.page.strategies import strategies_section
+from moeprof.report.page.strategies import signed_percent, strategies_section
 from moeprof.report.page.verdict import verdict
 from moeprof.report.tables import percent
 from moeprof.trace import Trace
@@ -193,6 +203,29 @@ def test_every_phase_stands_beside_its_own_floor() -> None:
 def test_an_interval_of_a_share_ends_at_all() -> None:
     cell = estimated_share(Estimate(0.98, 0.69, 1.27))
     assert (cell.text, cell.note) == ("98 %", "69 to 100")
+
+
+def test_an_interval_that_says_nothing_is_not_shown_in_numbers() -> None:
+    wide = Estimate(2926.0, -18_720.0, 24_572.0)
+    assert estimate_text(wide) == ("2,926", TOO_WIDE)
+    assert signed_percent(Estimate(0.329, -9.5, 10.2)) == ("+33 %", TOO_WIDE)
+    assert signed_percent(Estimate(0.329, -0.5, 1.2)) == ("+33 %", "-50 to 120")
+    assert estimated_share(Estimate(0.56, -1.2, 2.3)).note == TOO_WIDE
+    points = [SweepPoint(vram, 0, "cannot tell", (hot_set_at(wide),)) for vram in (1000, 2000)]
+    advice = make_advice(folds=5, pieces=0, sweep=tuple(points))
+    chart = strategies_section(inputs_of({"text": COUNTS}, advice=advice)).charts[0]
+    (line,) = chart.data["panels"][0]["lines"]
+    assert line["y"] == [2926.0] * 2
+    assert np.isnan([line["low"], line["high"]]).all()
+
+
+def hot_set_at(speed: Estimate) -> StrategyOutcome:
+    """A hot set with a speed in decode alone."""
+    one = make_strategy("hot_set", 1.0, 0.0, 0.5)
+    assert one.decode is not None
+    return dataclasses.replace(
+        one, decode=dataclasses.replace(one.decode, tokens_per_s=speed), prefill=None
+    )
 
 
 def test_options_are_set_as_code_and_numbers_keep_their_units() -> None:

@@ -9,6 +9,7 @@ from moeprof.plan import advice as words
 from moeprof.plan.advice import Advice, PhaseOutcome
 from moeprof.report.figures import set_title
 from moeprof.report.strategy_names import LABELS
+from moeprof.report.table_parts import is_too_wide
 from moeprof.units import format_size, format_speed
 
 # Okabe & Ito (2008, Color Universal Design); what needs no trace is grey, the oracle dotted.
@@ -69,8 +70,7 @@ def _draw(axes: Axes, advice: Advice, phase: str, priced: bool) -> None:
         vram = [one for one, _ in known]
         values = [one.value for _, one in known]
         axes.plot(vram, values, style, color=colour, lw=width, label=LABELS[strategy])
-        low = [one.value if one.low is None else one.low for _, one in known]
-        high = [one.value if one.high is None else one.high for _, one in known]
+        low, high = zip(*(_ends(one, priced) for _, one in known), strict=True)
         axes.fill_between(vram, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.axvline(advice.budget.total_bytes / unit, color="black", linewidth=0.8, linestyle=":")
     if advice.sweep[-1].vram_bytes >= _WIDE * advice.sweep[0].vram_bytes:
@@ -83,6 +83,13 @@ def _draw(axes: Axes, advice: Advice, phase: str, priced: bool) -> None:
     axes.set_title(_PHASES[phase], loc="left", fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _ends(one: Estimate, priced: bool) -> tuple[float, float]:
+    """Ends of the band; the figure itself where no interval says anything."""
+    if one.low is None or one.high is None or is_too_wide(one.low, one.high, is_share=not priced):
+        return one.value, one.value
+    return one.low, one.high
 
 
 def _number(value: float, priced: bool) -> str:

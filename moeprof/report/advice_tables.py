@@ -10,7 +10,7 @@ from rich.text import Text
 from moeprof.placement import Estimate
 from moeprof.plan.advice import ORACLE, WHOLE_LAYERS, Advice, PhaseOutcome, StrategyOutcome
 from moeprof.report.strategy_names import LABELS
-from moeprof.report.table_parts import headed_table
+from moeprof.report.table_parts import headed_table, is_too_wide
 from moeprof.units import format_size, format_speed
 
 _UNKNOWN = "-"
@@ -20,7 +20,7 @@ _KEY = (
     "layers: as many as fit, and of one more what still fits, unlike first_layers of a plan; gain: "
     "over whole layers in as much VRAM; arbitrary experts: as many of each layer; hot set: the "
     "busiest experts; oracle: knows the future, the limit of any cache; ±: half of a 95 % interval "
-    "over {of}."
+    "over {of}, ? where it is too wide to say anything."
 )
 
 
@@ -97,12 +97,8 @@ def _hit_rate(outcome: PhaseOutcome | None) -> str:
 def _speed(outcome: PhaseOutcome | None) -> str:
     if outcome is None or outcome.tokens_per_s is None:
         return _UNKNOWN
-    half = _half_width(outcome.tokens_per_s)
     text = format_speed(outcome.tokens_per_s.value)
-    if half is None:
-        return text
-    decimals = len(text.partition(".")[2])
-    return f"{text} ± {half:,.{decimals}f}"
+    return text + _plus_minus(outcome.tokens_per_s, len(text.partition(".")[2]))
 
 
 def _gain(name: str, outcome: PhaseOutcome | None, is_priced: bool) -> str:
@@ -111,16 +107,24 @@ def _gain(name: str, outcome: PhaseOutcome | None, is_priced: bool) -> str:
     gain = outcome.gain if is_priced else outcome.extra_hits
     if gain is None:
         return _UNKNOWN
-    unit = " %" if is_priced else ""
-    half = _half_width(gain)
-    text = f"{100 * gain.value:+.1f}"
-    return f"{text}{unit}" if half is None else f"{text} ± {100 * half:.1f}{unit}"
+    return f"{_percents(gain)} %" if is_priced else _percents(gain)
 
 
-def _half_width(estimate: Estimate) -> float | None:
+def _percents(gain: Estimate) -> str:
+    """A gain, or a difference of shares, with its sign and half of its interval."""
+    ends = (None if end is None else 100 * end for end in (gain.low, gain.high))
+    scaled = Estimate(100 * gain.value, *ends)
+    return f"{scaled.value:+.1f}{_plus_minus(scaled, 1, least=-100)}"
+
+
+def _plus_minus(estimate: Estimate, decimals: int, least: float = 0) -> str:
+    """Half of an interval, after the figure; `least` as in `is_too_wide`."""
     if estimate.low is None or estimate.high is None:
-        return None
-    return max(estimate.value - estimate.low, estimate.high - estimate.value)
+        return ""
+    if is_too_wide(estimate.low, estimate.high, least):
+        return " ± ?"
+    half = max(estimate.value - estimate.low, estimate.high - estimate.value)
+    return f" ± {half:,.{decimals}f}"
 
 
 def _break_even(advice: Advice) -> Iterator[str]:
@@ -147,8 +151,7 @@ def _domain_sets(advice: Advice) -> Iterator[str]:
     sets = advice.domain_sets
     if sets is None:
         return
-    half = _half_width(sets.gain)
-    gain = f"{100 * sets.gain.value:+.1f}{'' if half is None else f' ± {100 * half:.1f}'}"
+    gain = _percents(sets.gain)
     unit = "points of hit rate" if advice.hardware is None else "% tokens/s"
     text = f"one domain at a time, each with its own busiest experts: {gain} {unit} over one set"
     if not sets.pays:

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moeprof.placement import Estimate, PhasePrediction, Placement, Prediction, Tier
-from moeprof.report.table_parts import headed_table, spent_on
+from moeprof.report.table_parts import headed_table, is_too_wide, spent_on
 from moeprof.units import format_size
 
 _UNKNOWN = "-"
@@ -119,4 +119,6 @@ def _interval(estimate: Estimate | None, scale: float) -> str:
     value = _number(scale * estimate.value)
     if estimate.low is None or estimate.high is None:
         return value
+    if is_too_wide(estimate.low, estimate.high, is_share=scale == 100):
+        return f"{value} [too wide to say]"
     return f"{value} [{_number(scale * estimate.low)} to {_number(scale * estimate.high)}]"

@@ -8,6 +8,7 @@ from matplotlib.ticker import PercentFormatter
 
 from moeprof.plan.simulation import Simulation
 from moeprof.report.figures import set_title
+from moeprof.report.table_parts import is_too_wide
 from moeprof.report.tables import percent
 from moeprof.units import format_size
 
@@ -71,6 +72,9 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame, name: str) -> None:
         place = own.index(policy)
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
         low, high = (curve[f"{name}_{end}"].to_numpy(np.float64) for end in ("low", "high"))
+        is_share = name == "hit_rate"
+        wide = [is_too_wide(*ends, is_share=is_share) for ends in zip(low, high, strict=True)]
+        low, high = (np.where(wide, np.nan, end) for end in (low, high))
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=4, label=policy)
 

@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from moeprof.plan.simulation import Simulation
+from moeprof.report.table_parts import is_too_wide
 from moeprof.units import format_size
 
 _UNKNOWN = "-"
 _KEY = (
     "hit rate: percent of lookups whose expert is in VRAM, ± the 95 % interval over documents; "
     "chance: that of arbitrary experts; optimum: no policy hits more. A prompt looks an expert "
-    "up once for all of its tokens. copied: brought into VRAM."
+    "up once for all of its tokens. copied: brought into VRAM. ?: too wide to say anything."
 )
 
 
@@ -73,5 +74,8 @@ def _speed(row: pd.Series) -> str:
 
 def _half(row: pd.Series, name: str, factor: float) -> str:
     """Half of the interval of a figure; nothing where there is none or it would read 0."""
-    half = factor * (row[f"{name}_high"] - row[f"{name}_low"]) / 2
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if is_too_wide(low, high, is_share=name == "hit_rate"):
+        return "±?"
+    half = factor * (high - low) / 2
     return f"±{half:.1f}" if half >= 0.05 else ""

@@ -54,6 +54,22 @@ def number(value: float, decimals: int = 0) -> str:
     return UNKNOWN if np.isnan(value) else f"{value:.{decimals}f}"
 
 
+def is_too_wide(
+    low: float | None, high: float | None, least: float = 0.0, is_share: bool = False
+) -> bool:
+    """Whether an interval says nothing of its figure, as too few tokens make it do.
+
+    Args:
+        low: its lower end; None or NaN where it is not known.
+        high: its upper end.
+        least: the smallest that the figure can be: no speed is below 0, no gain below -1.
+        is_share: whether the figure cannot be above 1 either.
+    """
+    if low is None or high is None or not low < high or low > least:
+        return False
+    return not is_share or high >= 1
+
+
 def phase_words(phase: str) -> str:
     """A phase as it stands in headings."""
     return "prefill and decode added" if phase == "all" else phase

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from moeprof.placement import Estimate
+from moeprof.report.table_parts import is_too_wide
 from moeprof.report.tables import percent
 
 UNKNOWN = "–"
+TOO_WIDE = "interval too wide to say"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ def share_cell(value: float, low: float = np.nan, high: float = np.nan) -> Cell:
     """A share as percent, with its interval, cut to [0, 1], where there is one."""
     if np.isnan(value):
         return Cell(UNKNOWN)
+    if is_too_wide(low, high, is_share=True):
+        return Cell(percent(value), float(value), TOO_WIDE)
     low, high = np.clip([low, high], 0.0, 1.0)
     return Cell(percent(value), float(value), between(low, high))
 
@@ -132,16 +136,25 @@ def _from_to(low: float, high: float, digits: int) -> str:
     return "" if ends[0] == ends[1] else " to ".join(ends)
 
 
-def estimate_text(estimate: Estimate, digits: int | None = None) -> tuple[str, str]:
-    """A figure and its interval as texts; three digits or more unless told.
+def estimate_text(
+    estimate: Estimate, digits: int | None = None, least: float = 0.0
+) -> tuple[str, str]:
+    """A figure and its interval as texts.
 
     The interval is empty where it is not known, or narrower than can be seen.
+
+    Args:
+        estimate: the figure.
+        digits: after the point; of None, three in all or more.
+        least: the smallest that the figure can be; an interval that goes below says nothing.
     """
     if digits is None:
         digits = 0 if abs(estimate.value) >= 100 else 1 if abs(estimate.value) >= 10 else 2
     text = f"{estimate.value:,.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return text, ""
+    if is_too_wide(estimate.low, estimate.high, least):
+        return text, TOO_WIDE
     return text, _from_to(estimate.low, estimate.high, digits)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moeprof.plan import PlanRequest
@@ -20,6 +21,7 @@ from moeprof.report.page.parts import (
     sentence,
     share_cell,
 )
+from moeprof.report.table_parts import is_too_wide
 from moeprof.report.tables import percent
 from moeprof.trace import Trace
 from moeprof.units import format_size
@@ -120,7 +122,7 @@ def _chart(simulation: Simulation, every: pd.DataFrame, figure: str, size: str) 
         for index, (name, curve) in enumerate(rows.groupby("policy", sort=False)):
             if curve[figure].isna().all():
                 continue
-            low, high = curve[f"{figure}_low"], curve[f"{figure}_high"]
+            low, high = _band(curve, figure)
             role = "bound" if name == "optimum" else str(index % 6 + 1)
             words = _WORDS.get(str(name), str(name))
             lines.append(
@@ -143,6 +145,14 @@ def _chart(simulation: Simulation, every: pd.DataFrame, figure: str, size: str) 
     }
     key = "policies" if is_rate else "policies-speed"
     return Chart(key, "curves", f"{name} of each policy against its size", data)
+
+
+def _band(curve: pd.DataFrame, figure: str) -> tuple["pd.Series[float]", "pd.Series[float]"]:
+    """Both ends of the intervals of a figure; NaN where they are too wide to say anything."""
+    low, high = curve[f"{figure}_low"], curve[f"{figure}_high"]
+    is_share = figure == "hit_rate"
+    wide = [is_too_wide(*ends, is_share=is_share) for ends in zip(low, high, strict=True)]
+    return low.mask(np.array(wide)), high.mask(np.array(wide))
 
 
 def _table(every: pd.DataFrame, phase: str, has_bytes: bool) -> Table:

@@ -28,6 +28,7 @@ from moeprof.report.page.parts import (
     sentence,
 )
 from moeprof.report.strategy_names import IN_SENTENCE, LABELS
+from moeprof.report.table_parts import is_too_wide
 from moeprof.report.tables import percent
 from moeprof.units import format_size
 
@@ -132,7 +133,7 @@ def signed_percent(estimate: Estimate) -> tuple[str, str]:
     """A gain in percent with its sign, and its interval."""
     digits = 0 if abs(estimate.value) >= 0.0995 else 1
     scaled = Estimate(*_scaled(estimate, 100))
-    text, interval = estimate_text(scaled, digits)
+    text, interval = estimate_text(scaled, digits, least=-100)
     return (text if estimate.value < 0 else f"+{text}") + " %", interval
 
 
@@ -249,7 +250,7 @@ def _sweep_panel(advice: Advice, phase: str) -> dict[str, Any]:
             if outcome is not None:
                 values[index] = outcome.tokens_per_s if advice.hardware else outcome.hit_rate
     lines = [
-        {"name": names[name], "role": _ROLES.get(name, "4"), **_line(values)}
+        {"name": names[name], "role": _ROLES.get(name, "4"), **_line(values, advice)}
         for name, values in outcomes.items()
         if any(value is not None for value in values)
     ]
@@ -257,9 +258,17 @@ def _sweep_panel(advice: Advice, phase: str) -> dict[str, Any]:
     return {"title": f"{phase} over VRAM", "x": x, "lines": lines}
 
 
-def _line(values: list[Estimate | None]) -> dict[str, list[float]]:
+def _line(values: list[Estimate | None], advice: Advice) -> dict[str, list[float]]:
+    known = [
+        Estimate(value.value, None, None)
+        if value is not None
+        and is_too_wide(value.low, value.high, is_share=advice.hardware is None)
+        else value
+        for value in values
+    ]
+
     def column(name: str) -> list[float]:
-        found = [None if value is None else getattr(value, name) for value in values]
+        found = [None if value is None else getattr(value, name) for value in known]
         return [np.nan if value is None else value for value in found]
 
     return {"y": column("value"), "low": column("low"), "high": column("high")}
