@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -283,6 +284,18 @@ def test_a_full_disk_is_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_limit_on_the_size_of_files_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (NUM_EXPERTS * SIZES[0] - 1, before[1]))
+    try:
+        with pytest.raises(CapacityError, match="larger than this process") as caught:
+            opened(tmp_path, checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "ulimit -f" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_that_cannot_be_made_is_a_sentence(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
@@ -314,7 +327,7 @@ def test_a_run_from_a_kept_store_is_the_same_to_the_bit(
     monkeypatch.delattr(ParameterSource, "read_expert")  # no expert is converted again
     other_tiers = np.full((2, NUM_EXPERTS), Tier.RAM, np.uint8)
     second = load(make_placement(checkpoint, other_tiers), checkpoint, **kept)
-    assert [("kept in" in line, "read from" in line) for line in lines] == [
+    assert [("were kept there" in line, "read from" in line) for line in lines] == [
         (True, False),
         (False, True),
     ]
@@ -323,6 +336,24 @@ def test_a_run_from_a_kept_store_is_the_same_to_the_bit(
     logits = [model.forward(ids, "prefill").logits for model in (plain, first, second)]
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
+
+
+def test_keeping_is_told_of_only_once_it_is_done(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    lines: list[str] = []
+    halfway = checkpoint.shape.total_expert_bytes // 2
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "experts" and done > halfway:
+            raise KeyboardInterrupt
+
+    given = {"device": "cpu", "weight_format": "q8_0", "store": tmp_path, "tell": lines.append}
+    with pytest.raises(KeyboardInterrupt):
+        load(make_placement(checkpoint), checkpoint, **given, progress=interrupt)
+    assert lines == [] and list(tmp_path.iterdir()) == []
+    load(make_placement(checkpoint), checkpoint, **given)
+    assert [line.partition(": ")[2] for line in lines] == [
+        "experts were kept there for the next start"
+    ]
 
 
 def test_the_manifest_is_what_a_start_goes_by(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Running with packed experts: the same bits under every placement, close to the model itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,23 @@ def test_a_plan_with_a_format_is_run_in_it_and_in_no_other(bundled: Checkpoint) 
     assert load(planned, bundled, device="cpu").experts.weight_format == "q4_0"
     with pytest.raises(PlacementError, match="experts in q4_0, not in q8_0"):
         load(planned, bundled, device="cpu", weight_format="q8_0")
+
+
+def test_experts_that_a_plan_leaves_open_run_like_the_others_and_that_is_said(
+    bundled: Checkpoint,
+) -> None:
+    planned = make_placement(bundled, weight_format="q4_0")
+    left_open = make_placement(bundled).layers[1:]
+    mixed = replace(planned, layers=(planned.layers[0], *left_open))
+    lines: list[str] = []
+    loaded = load(mixed, bundled, device="cpu", tell=lines.append)
+    assert loaded.experts.weight_format == "q4_0"
+    assert len(lines) == 1  # five of six layers of 32 experts
+    assert "leaves the format of 160 experts open (as_stored): they run in q4_0" in lines[0]
+    lines.clear()
+    load(planned, bundled, device="cpu", tell=lines.append)
+    load(make_placement(bundled), bundled, device="cpu", weight_format="q4_0", tell=lines.append)
+    assert lines == []
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def bench(
         "dense_format": dense_format,
         "num_threads": threads,
         "movable": True,
+        "tell": lambda line: typer.echo(line, err=True),
     }
     checkpoint = planned_checkpoint(plan, model)
     _check_room(plan, checkpoint, prompt_tokens, decode_tokens)

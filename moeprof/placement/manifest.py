@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeprof.errors import PlacementError
-from moeprof.placement.tier import Tier
+from moeprof.placement.tier import Tier, format_ranges
 
 FORMAT = "moeprof-placement"
 FORMAT_VERSION = 1
@@ -269,3 +269,26 @@ class Placement:
                 f"{self.model.fingerprint}, but {name} has {fingerprint}",
                 f"make one for this checkpoint: moeprof plan TRACE --model {name}",
             )
+
+    def check_cells(self, moe_layers: tuple[int, ...], num_experts: int, name: str) -> None:
+        """Refuse a checkpoint with other MoE layers, or another number of experts in each.
+
+        Args:
+            moe_layers: of the checkpoint, ascending.
+            num_experts: of each of these layers.
+            name: of the checkpoint.
+
+        Raises:
+            PlacementError: it has others.
+        """
+        if (self.model.moe_layers, self.model.num_experts) != (moe_layers, num_experts):
+            raise PlacementError(
+                f"placement: places {_cells(self.model.moe_layers, self.model.num_experts)}, but "
+                f"{name} has {_cells(moe_layers, num_experts)}",
+                "undo what was edited by hand, or make it anew: moeprof plan TRACE --model "
+                f"{name} --vram SIZE",
+            )
+
+
+def _cells(moe_layers: tuple[int, ...], num_experts: int) -> str:
+    return f"{num_experts} experts in each of the layers {format_ranges(moe_layers)}"

@@ -1,11 +1,13 @@
 """In which formats a run keeps its weights."""
 
+from collections.abc import Iterator
+
 import torch
 
 from moeprof.checkpoint.dense_layers import DENSE_FORMATS
 from moeprof.errors import PlacementError, UnsupportedModelError
 from moeprof.native.reference import BLOCK_BYTES
-from moeprof.placement.manifest import Placement
+from moeprof.placement.manifest import AS_STORED, Placement
 
 STORED = "stored"
 FORMATS = (*BLOCK_BYTES, STORED)
@@ -54,6 +56,23 @@ def choose_format(
         return requested
     wider = stored_dtype in ("float64", "float32", "float16")
     return STORED if wider or dtype != torch.bfloat16 else "bf16"
+
+
+def notes_on_format(placement: Placement | None, weight_format: str) -> Iterator[str]:
+    """What to say of experts whose format a plan leaves open while it gives that of others.
+
+    Args:
+        placement: the plan; None where there is none.
+        weight_format: what all experts run in.
+    """
+    if placement is None or not placement.planned_formats:
+        return
+    num_open = sum(layer.formats.count(AS_STORED) for layer in placement.layers)
+    if num_open:
+        yield (
+            f"the placement leaves the format of {num_open} experts open (as_stored): they run in "
+            f"{weight_format} like the others, whatever size was planned for them"
+        )
 
 
 def choose_dense_format(placement: Placement | None, requested: str | None) -> str:

@@ -376,6 +376,12 @@ def _cannot(directory: Path, error: OSError) -> MoeprofError:
             f"{directory}: the disk is full, the kept experts do not fit",
             "free disk space, name a directory on another disk, or run without --store",
         )
+    if error.errno == errno.EFBIG:
+        return CapacityError(
+            f"{directory}: a file of kept experts is larger than this process, or the disk's file "
+            "system, lets one be",
+            "raise the limit with ulimit -f unlimited, or run without --store",
+        )
     is_file = isinstance(error, FileExistsError | NotADirectoryError)
     reason = "a file, expected a directory" if is_file else error.strerror or error
     return MoeprofError(

@@ -21,7 +21,12 @@ from moeprof.errors import UnsupportedModelError
 from moeprof.placement.manifest import Placement
 from moeprof.placement.tier import Tier
 from moeprof.runtime.experts import IMPLEMENTATION, attach
-from moeprof.runtime.formats import STORED, choose_dense_format, choose_format
+from moeprof.runtime.formats import (
+    STORED,
+    choose_dense_format,
+    choose_format,
+    notes_on_format,
+)
 from moeprof.runtime.kept_stores import KeptStore
 from moeprof.runtime.kernel_call import DTYPES
 from moeprof.runtime.meter import Meter
@@ -55,7 +60,7 @@ class LoadOptions(TypedDict, total=False):
         progress: told how far reading is, of `DENSE` and then of `EXPERTS`, in bytes as stored.
         layer_times: whether to add up the time of decoding layer by layer.
         store: directory that keeps packed experts for the next start; None to keep none.
-        tell: called with a line on what is kept.
+        tell: called with a line on what is kept, or was decided.
     """
 
     device: str
@@ -112,7 +117,8 @@ def planned_checkpoint(placement: Placement, model: str | Path | Checkpoint | No
         model: as `load` takes it.
 
     Raises:
-        PlacementError: the placement is for another checkpoint.
+        PlacementError: the placement is for another checkpoint, or for layers or experts that it
+            does not have.
         UnsupportedModelError: the model cannot be found or read.
     """
     if isinstance(model, Checkpoint):
@@ -128,6 +134,8 @@ def planned_checkpoint(placement: Placement, model: str | Path | Checkpoint | No
                 "name the model that the placement is for with --model",
             ) from error
     placement.check_model(checkpoint.fingerprint, str(checkpoint.path))
+    shape = checkpoint.shape
+    placement.check_cells(shape.moe_layers, shape.num_experts, str(checkpoint.path))
     return checkpoint
 
 
@@ -171,6 +179,10 @@ def _load(
     weight_format = choose_format(
         placement, options.get("weight_format"), checkpoint.shape.dtype, element
     )
+    tell = options.get("tell")
+    if tell is not None:
+        for note in notes_on_format(placement, weight_format):
+            tell(f"note: {note}")
     dense_format = choose_dense_format(placement, options.get("dense_format"))
     skeleton = build_skeleton(config, element)
     modules = find_moe_layers(skeleton)
@@ -258,8 +270,12 @@ def _kept(
     with store:
         if store.note is not None:
             tell(store.note)
-        tell(f"{store.path}: experts are {'read from' if store.is_whole else 'kept in'} there")
+        is_read = store.is_whole
+        if is_read:
+            tell(f"{store.path}: experts are read from there")
         yield store
+        if not is_read:
+            tell(f"{store.path}: experts were kept there for the next start")
 
 
 def _fill(
