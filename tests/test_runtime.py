@@ -12,8 +12,8 @@ from architectures import tiny_model as tiny_model_of
 from builders import make_capture
 from placing import make_placement, make_tiers
 from rich.console import Console
-from tiny import make_tokenizer, save_model
-from transformers import AutoModelForCausalLM
+from tiny import make_model, make_tokenizer, save_model
+from transformers import AutoModelForCausalLM, Qwen3MoeForCausalLM
 
 from moeprof.capture.tracer import TraceRequest, trace
 from moeprof.checkpoint import Checkpoint, read_checkpoint
@@ -244,6 +244,68 @@ def test_a_placement_of_another_checkpoint_is_refused(
     other = save_model(tmp_path / "other", rms_norm_eps=1e-3)
     with pytest.raises(PlacementError, match="fingerprint"):
         load(make_placement(checkpoint), other)
+
+
+@pytest.mark.parametrize("edited", ["layer", "experts"])
+def test_a_placement_of_other_cells_is_refused(edited: str, checkpoint: Checkpoint) -> None:
+    placement = make_placement(checkpoint)
+    if edited == "layer":
+        model = replace(placement.model, moe_layers=(1, 99))
+        layers = (placement.layers[0], replace(placement.layers[1], layer=99))
+        found = "8 experts in each of the layers 1,99"
+    else:
+        model = replace(placement.model, num_experts=7)
+        layers = tuple(
+            replace(one, tiers=one.tiers[:7], formats=one.formats[:7]) for one in placement.layers
+        )
+        found = "7 experts in each of the layers 1-2"
+    with pytest.raises(PlacementError, match=f"places {found}, but .* has 8 .* layers 1-2$"):
+        load(replace(placement, model=model, layers=layers), checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize("weight_format", ["stored", "q8_0"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_an_expert_that_is_not_finite_is_named(
+    weight_format: str, value: float, tmp_path: Path
+) -> None:
+    model = make_model()
+    model.model.layers[2].mlp.experts.down_proj.data[5, 3, 1] = value
+    model.save_pretrained(tmp_path)
+    damaged = read_checkpoint(tmp_path)
+    given = {"device": "cpu", "weight_format": weight_format}
+    with pytest.raises(UnsupportedModelError, match="layer 2, expert 5: weights: a value is not f"):
+        load(make_placement(damaged), damaged, **given)
+
+
+def test_an_expert_that_a_narrower_type_cannot_hold_is_named(tmp_path: Path) -> None:
+    model = make_model()
+    model.model.layers[1].mlp.experts.down_proj.data[0, 0, 0] = 1e6
+    model.save_pretrained(tmp_path)
+    large = read_checkpoint(tmp_path)
+    assert load(make_placement(large), large, device="cpu").experts.weight_format == "stored"
+    with pytest.raises(UnsupportedModelError, match=r"layer 1, expert 0: .* finite in float16"):
+        load(make_placement(large), large, device="cpu", dtype="float16")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        OSError(12, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_while_loading_is_called_so(
+    error: Exception, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Qwen3MoeForCausalLM, "from_pretrained", fail)
+    with pytest.raises(CapacityError, match="memory ran out") as caught:
+        load(make_placement(checkpoint), checkpoint, device="cpu")
+    assert "ulimit -v" in caught.value.hint
 
 
 def test_a_moved_model_is_asked_for(checkpoint: Checkpoint) -> None:

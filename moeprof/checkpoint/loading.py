@@ -1,6 +1,7 @@
 """Building a transformers model from weights that are read and decoded here."""
 
 import copy
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,10 @@ from transformers.utils import logging
 
 from moeprof.checkpoint.skeleton import BUILDING, text_config
 from moeprof.checkpoint.weights import LazyWeight
-from moeprof.errors import UnsupportedModelError
+from moeprof.errors import CapacityError, UnsupportedModelError
+
+# How Python and torch say that the system refused memory.
+_SHORTAGES = ("can't start new thread", "can't allocate memory", "annot allocate memory")
 
 
 def load_model(
@@ -33,6 +37,7 @@ def load_model(
 
     Raises:
         UnsupportedModelError: transformers cannot load it, or weights are missing.
+        CapacityError: the system gives no more memory, or no more threads, which take memory, too.
     """
     config = _plain_config(skeleton.config)
     with BUILDING, _quietly():
@@ -40,9 +45,15 @@ def load_model(
             model, info = type(skeleton).from_pretrained(
                 None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            if _is_shortage(error):
+                raise CapacityError(
+                    f"{path}: memory ran out while the model was loaded ({_first_line(error)})",
+                    "free memory, or raise the limits of this shell: ulimit -v for memory, "
+                    "ulimit -u for threads",
+                ) from error
             raise UnsupportedModelError(
                 f"{path}: transformers cannot load this checkpoint ({_first_line(error)})",
                 "check that it loads with AutoModelForCausalLM.from_pretrained",
@@ -58,6 +69,12 @@ def load_model(
     if loaded.can_generate():
         loaded.generation_config = _generation_config(path)
     return loaded
+
+
+def _is_shortage(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return any(words in str(error) for words in _SHORTAGES)
 
 
 def _plain_config(config: PretrainedConfig) -> PretrainedConfig:

@@ -100,7 +100,8 @@ class ExpertStore:
             values: for each parameter a tensor of its shape, of any floating type.
 
         Raises:
-            ValueError: a parameter is missing or unknown, or has another shape.
+            ValueError: a parameter is missing or unknown, has another shape, or holds a value that
+                is not finite in the store's element type.
         """
         targets = self.expert(row, slot)
         if targets.keys() != values.keys():
@@ -111,6 +112,10 @@ class ExpertStore:
                     f"{name}: expected shape {list(target.shape)}, got {list(values[name].shape)}"
                 )
             target.copy_(values[name])
+            extremes = torch.stack(torch.aminmax(target))  # both are NaN where any value is
+            if not bool(extremes.isfinite().all()):
+                kind = "" if values[name].dtype == target.dtype else f" in {target.dtype}"
+                raise ValueError(f"weights: a value is not finite{kind.replace('torch.', '')}")
 
     def expert(self, row: int, slot: int) -> dict[str, Tensor]:
         """The parameters of the expert in a slot; views, no copies."""
