@@ -30,16 +30,19 @@ from moeprof.placement import Estimate
 from moeprof.plan import PlanRequest
 from moeprof.plan.advice import Finding, StrategyOutcome, SweepPoint
 from moeprof.plan.simulation import Simulation, simulate
+from moeprof.report.advice_figures import sweep_figure
 from moeprof.report.advice_tables import advice_tables
 from moeprof.report.figures import coverage_figure
 from moeprof.report.page import report_page, simulation_request
 from moeprof.report.page.coverage import coverage_section, row_at_share
 from moeprof.report.page.document import page_sections
 from moeprof.report.page.domains import domains_section
+from moeprof.report.page.locality import locality_section
 from moeprof.report.page.parts import TOO_WIDE, estimate_text, estimated_share
 from moeprof.report.page.policies import policies_section
 from moeprof.report.page.strategies import signed_percent, strategies_section
 from moeprof.report.page.verdict import verdict
+from moeprof.report.policy_figure import policy_figure
 from moeprof.report.tables import percent
 from moeprof.trace import Trace
 from moeprof.trace.origin import Origin
@@ -430,6 +433,37 @@ def test_what_is_always_the_same_is_reused_and_foretold(tmp_path: Path) -> None:
     assert sections["sufficiency"].finding == (
         "6 documents are enough to know the coverage of decode to within 2 points."
     )
+
+
+def test_a_legend_names_only_what_is_drawn(tmp_path: Path) -> None:
+    """A single document has no unrelated tokens, and a trace of replies no prompts."""
+    trace = repeating_trace(tmp_path, num_documents=1)
+    inputs = make_inputs(trace, trace.metadata)
+    section = locality_section(inputs)
+    assert "unrelated" not in section.prose[0]
+    several = repeating_trace(tmp_path / "several", num_documents=3)
+    assert (
+        "tokens of unrelated documents"
+        in locality_section(make_inputs(several, several.metadata)).prose[0]
+    )
+    for chart in (one for section in page_sections(inputs) for one in section.charts):
+        for panel in chart.data["panels"] if chart.kind == "curves" else ():
+            for line in panel["lines"]:
+                assert np.isfinite(np.array(line["y"], float)).any(), (chart.key, line["name"])
+
+
+def test_lines_that_lie_on_each_other_differ_in_width_or_dashes(tmp_path: Path) -> None:
+    """In pictures; in the page a browser tells."""
+    figures = {
+        "policies": policy_figure(make_simulation(tmp_path)),
+        "sweep": sweep_figure(make_advice(folds=5, pieces=0)),
+    }
+    for name, figure in figures.items():
+        lines = [line for line in figure.axes[0].get_lines() if line.get_label()[0] != "_"]
+        looks = {(line.get_linewidth(), str(line._dash_pattern)) for line in lines}
+        assert len(looks) == len(lines) > 4, name
+        optimum = [line for line in lines if line.get_label() == "optimum"]
+        assert all(line.get_zorder() == max(one.get_zorder() for one in lines) for line in optimum)
 
 
 def test_one_document_is_too_few_to_decide() -> None:

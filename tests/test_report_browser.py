@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 from browsing import Browser, open_browser
 from builders import make_counts, make_metadata
-from paging import ATTACK, ROOT, make_advice, make_inputs, skewed_counts
+from paging import (
+    ATTACK,
+    ROOT,
+    inputs_of,
+    make_advice,
+    make_inputs,
+    make_strategy,
+    skewed_counts,
+)
 from planning import N, R, V, make_placement
 
 import moeprof
 from moeprof.plan import PlanRequest
+from moeprof.plan.advice import SweepPoint
 from moeprof.plan.simulation import simulate
 from moeprof.report.page import PageInputs, report_page, simulation_request
 
@@ -299,6 +308,31 @@ def test_curves_change_with_the_text_and_say_their_numbers(browser: Browser, dem
         text = plot.locator(".tip").inner_text()
         assert re.search(r"held-out\t\d+\.\d %\t\d+\.\d % to \d+\.\d %", text)
         assert "floor\t" in text
+
+
+def test_curves_that_lie_on_each_other_are_told_apart(browser: Browser, tmp_path: Path) -> None:
+    names = ("all_ram", "whole_layers", "any_experts", "hot_set", "cache", "hot_set_and_cache")
+    same = tuple(make_strategy(name, 20.0, 0.0, 0.5) for name in (*names, "oracle"))
+    sweep = tuple(SweepPoint(size, 0, "pin it", same) for size in (2**32, 2**33))
+    advice = make_advice(pieces=0, strategies=same, sweep=sweep)
+    counts = skewed_counts(3, 2, 4)
+    inputs = inputs_of({"text": counts}, {"text": counts}, advice=advice)
+    script = """svg => [...svg.querySelectorAll('path[fill="none"]')].map(path => [
+      path.getAttribute("stroke"), path.getAttribute("stroke-width"),
+      path.getAttribute("stroke-dasharray")])"""
+    with browser.page(_written(tmp_path, inputs)) as (page, seen):
+        chart = page.locator('[data-chart="sweep"]')
+        inks = chart.locator(".legend i").evaluate_all(
+            "all => all.map(one => getComputedStyle(one).backgroundImage.match(/rgb[^)]*\\)/)[0])"
+        )
+        drawn = _plot(page, "sweep").locator("svg").evaluate(script)
+        curves = [curve for curve in drawn if curve[0].replace(" ", "") in
+                  {ink.replace(" ", "") for ink in inks} and float(curve[1] or 1) > 1]  # fmt: skip
+        assert len(curves) == len(inks) == len(same)
+        assert len({(width, dashes) for _, width, dashes in curves}) == len(same)
+        solid = [float(width) for _, width, dashes in curves if dashes is None]
+        assert solid == sorted(solid, reverse=True)  # a wide one would hide a narrow one
+        assert seen.messages == []
 
 
 def test_layers_are_sorted_by_a_click(browser: Browser, demo: Path) -> None:

@@ -13,13 +13,14 @@ from moeprof.report.table_parts import is_too_wide
 from moeprof.units import format_size, format_speed
 
 # Okabe & Ito (2008, Color Universal Design); what needs no trace is grey, the oracle dotted.
-_LINES = {
+# Lines that lie on each other are told apart: the wide ones are drawn first, dashes over them.
+_LINES: dict[str, tuple[str, float, str | tuple[int, tuple[int, ...]]]] = {
     words.ALL_RAM: ("#BBBBBB", 1.4, "-"),
     words.ANY_EXPERTS: ("#8C8C8C", 1.4, "--"),
     words.WHOLE_LAYERS: ("#555555", 2.0, "-"),
-    words.HOT_SET: ("#0072B2", 2.8, "-"),
-    words.CACHE: ("#D55E00", 2.0, "-"),
-    words.HOT_SET_AND_CACHE: ("#009E73", 1.6, "-"),
+    words.HOT_SET: ("#0072B2", 3.6, "-"),
+    words.CACHE: ("#D55E00", 2.2, "-"),
+    words.HOT_SET_AND_CACHE: ("#009E73", 2.2, (0, (4, 4))),
     words.ORACLE: ("#000000", 1.2, ":"),
 }
 # A sweep to this multiple of its beginning is drawn over the logarithm.
@@ -69,7 +70,7 @@ def _draw(axes: Axes, advice: Advice, phase: str, priced: bool) -> None:
             continue
         vram = [one for one, _ in known]
         values = [one.value for _, one in known]
-        axes.plot(vram, values, style, color=colour, lw=width, label=LABELS[strategy])
+        axes.plot(vram, values, ls=style, color=colour, lw=width, label=LABELS[strategy])
         low, high = zip(*(_ends(one, priced) for _, one in known), strict=True)
         axes.fill_between(vram, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.axvline(advice.budget.total_bytes / unit, color="black", linewidth=0.8, linestyle=":")

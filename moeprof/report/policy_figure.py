@@ -15,6 +15,9 @@ from moeprof.units import format_size
 # Okabe & Ito (2008); the bound is black, the floor grey.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7A5195")
 _MARKERS = "osD^vP*X"
+# Dashes of one line after the other, each narrower than those below it, so that lines which lie on
+# each other are told apart.
+_DASHES = ("-", (0, (6, 3)), (0, (2, 2)), (0, (8, 2, 2, 2)))
 _GREY = "#8C8C8C"
 
 
@@ -67,7 +70,8 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame, name: str) -> None:
         curve = rows[rows["policy"] == policy].sort_values("budget_share")
         x, y = curve["budget_share"].to_numpy(), curve[name].to_numpy()
         if policy not in own:
-            axes.plot(x, y, color="black", linewidth=1.6, label=policy, marker=".", zorder=1)
+            (line,) = axes.plot(x, y, color="black", linewidth=1.6, label=policy, marker=".")
+            line.set(linestyle=(0, (1.5, 2.5)), zorder=4)
             continue
         place = own.index(policy)
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
@@ -76,7 +80,9 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame, name: str) -> None:
         wide = [is_too_wide(*ends, is_share=is_share) for ends in zip(low, high, strict=True)]
         low, high = (np.where(wide, np.nan, end) for end in (low, high))
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=4, label=policy)
+        (line,) = axes.plot(x, y, color=colour, marker=marker, markersize=4, label=policy)
+        width = max(1.4, 3.0 - 0.4 * place)
+        line.set(linestyle=_DASHES[place % len(_DASHES)], linewidth=width)
 
 
 def _mark_working_set(axes: Axes, share: float, text: str) -> None:

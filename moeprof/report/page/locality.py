@@ -19,8 +19,7 @@ def locality_section(inputs: PageInputs) -> Section:
         return absent(_KEY, _TITLE, inputs.reason(_KEY))
     prose = [
         "A cache lives on experts that come back soon. The first chart shows how many of a token's "
-        "experts a later token chooses again, beside tokens of unrelated documents and even "
-        "routing."
+        f"experts a later token chooses again, beside {_beside(overlap)}even routing."
     ]
     charts = []
     if not overlap.empty:
@@ -34,6 +33,11 @@ def locality_section(inputs: PageInputs) -> Section:
         charts.append(_prediction(prediction, inputs.analysis.shape.num_experts))
     finding = _finding(inputs, overlap, prediction)
     return Section(_KEY, _TITLE, finding, tuple(prose), tuple(charts))
+
+
+def _beside(overlap: pd.DataFrame) -> str:
+    is_known = not overlap.empty and overlap["unrelated"].notna().any()
+    return "tokens of unrelated documents and " if is_known else ""
 
 
 def _finding(inputs: PageInputs, overlap: pd.DataFrame, prediction: pd.DataFrame) -> str:
@@ -89,6 +93,8 @@ def _panels(frame: pd.DataFrame, x: str, lines: dict[str, tuple[str, str]]) -> d
     for (phase, domain), rows in frame.groupby(["phase", "domain"], sort=False):
         drawn = []
         for column, (name, role) in lines.items():
+            if rows[column].isna().all():
+                continue
             line: dict[str, Any] = {"name": name, "role": role, "y": rows[column]}
             if f"{column}_low" in rows:
                 line |= {"low": rows[f"{column}_low"], "high": rows[f"{column}_high"]}

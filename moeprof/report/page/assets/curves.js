@@ -1,6 +1,22 @@
 "use strict";
 // Line charts with bands: one panel per title, and a choice between the curves of each.
 
+// Width and dashes of each line, so that lines which lie on each other are told apart: wide ones are
+// drawn first, and dashes over them.
+const strokes = {
+  held_out: { width: 3 },
+  1: { width: 4 },
+  5: { width: 2.6 },
+  2: { width: 1.9 },
+  floor: { width: 1.4 },
+  in_sample: { width: 1.8, dashes: [5, 4] },
+  3: { width: 2.2, dashes: [7, 9] },
+  6: { width: 2, dashes: [10, 4, 2, 4] },
+  4: { width: 2.4, dashes: [2, 5] },
+  bound: { width: 1.8, dashes: [5, 4] },
+};
+const drawnFirst = ["held_out", "1", "5", "2", "floor", "in_sample", "3", "6", "4", "bound"];
+
 /** Draws `data.panels`; returns what redraws them under another theme or size. */
 function makeCurves(host, data) {
   const titles = [...new Set(data.panels.map((panel) => panel.title))];
@@ -35,8 +51,17 @@ function legendOf(data) {
   const fullest = [...data.panels].sort((one, other) => other.lines.length - one.lines.length);
   for (const panel of fullest) for (const line of panel.lines) roles.set(line.name, line.role);
   const entries = [...roles].map(([name, role]) =>
-    make("li", {}, make("i", { style: `background: var(--line-${role})` }), name));
+    make("li", {}, make("i", { style: sample(role) }), name));
   return make("ul", { class: "legend" }, ...entries);
+}
+
+/** A piece of a line as a style, with its colour, width and dashes. */
+function sample(role) {
+  const { width, dashes } = strokes[role];
+  const ink = `var(--line-${role})`;
+  let end = 0;
+  const stops = (dashes || [1]).map((length, index) => `${index % 2 ? "transparent" : ink} ${end}px ${(end += length)}px`);
+  return `height: ${width}px; background: repeating-linear-gradient(90deg, ${stops.join(", ")})`;
 }
 
 function curveOption(data, panel) {
@@ -70,8 +95,7 @@ function scale(axis) {
 function lineSeries(line, panel) {
   const x = line.x || panel.x;
   const ink = colour(`line-${line.role}`);
-  const isMain = line.role === "held_out";
-  const isDashed = line.role === "in_sample" || line.role === "bound";
+  const { width, dashes } = strokes[line.role];
   const own = {
     id: line.name,
     name: line.name,
@@ -79,10 +103,10 @@ function lineSeries(line, panel) {
     data: x.map((at, index) => [at, line.y[index]]),
     showSymbol: x.length === 1,
     symbol: "circle",
-    lineStyle: { color: ink, width: isMain ? 3 : 1.8, type: isDashed ? [5, 4] : "solid" },
+    lineStyle: { color: ink, width, type: dashes || "solid" },
     itemStyle: { color: ink },
     emphasis: { disabled: true },
-    z: isDashed ? 4 : 3,
+    z: 3 + drawnFirst.indexOf(line.role),
   };
   const hasBand = line.low && line.low.some((value, index) => value !== null && line.high[index] > value);
   return hasBand ? [...band(line, x, ink), own] : [own];
