@@ -38,6 +38,7 @@ def hardware(
     """
     from moeprof.placement import check_free, write_whole
     from moeprof.runtime.measurement import measure_hardware
+    from moeprof.runtime.report import HOST_ONLY
 
     for chosen in weight_format or ():
         check_format(chosen)
@@ -51,6 +52,8 @@ def hardware(
     finally:  # what took minutes to measure is shown even where the disk is full
         if as_json:
             typer.echo(profile.to_json(), nl=False)
+        if "ram-vram" not in profile.links:
+            typer.echo(f"note: {HOST_ONLY}", err=True)
         for line in _lines(profile):
             typer.echo(line, err=True)
 
