@@ -170,10 +170,16 @@ def test_what_cannot_be_asked_is_said_before_anything_is_loaded(
     assert not kept.exists()
 
 
-@pytest.mark.parametrize("name", ["--temperature", "--top-p"])
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_number_to_sample_by_must_be_one(name: str, value: str, plan: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "range_"), [("--temperature", "from 0 up"), ("--top-p", "above 0 and up to 1")]
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "-1.0"])
+def test_a_number_to_sample_by_must_be_one(
+    name: str, range_: str, value: str, plan: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("-p", plan, "--prompt", "a", name, value) == 2
+    sentence = f"Invalid value: {name[2:]} must be a number {range_}, not {value}"
+    assert words(capsys.readouterr().err).strip().endswith(sentence)
 
 
 def test_an_equal_replay_exits_with_0(
@@ -243,6 +249,60 @@ def test_a_replay_of_a_trace_in_bfloat16_reports_and_does_not_fail(
     assert call("-p", plan, "--replay", f"{tmp_path}/t", "--dtype", "float32") == 0
     shown = words(capsys.readouterr().err)
     assert "every assignment went" in shown or "the trace was recorded in bfloat16" in shown
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(
+    plan: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = b"\xff\xfe bad".decode("utf-8", "surrogateescape")  # as in sys.argv
+    assert call("-p", plan, "--prompt", typed, "--max-new-tokens", "3") == 1
+    err = capsys.readouterr().err
+    assert "error: prompt: not UTF-8 text\nhint: convert it, as in: iconv" in err
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ raise_exception('no') }}", "its chat template refuses: no"),
+        ("{% for m in %}", "its chat template fails: Expected an expression"),
+        ("{{ messages[0]['content'] + 1 }}", "its chat template fails: can only concatenate"),
+        ("{{ messages[0].content.x.y }}", "its chat template fails: "),
+        ("{{ 1 / 0 }}", "its chat template fails: division by zero"),
+    ],
+)
+def test_a_chat_template_that_fails_is_a_sentence_before_anything_is_loaded(
+    template: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    write_placement(make_placement(read_checkpoint(model)), tmp_path / "plan.json")
+    kept = tmp_path / "kept"
+    given = ["--format", "q8_0", "--store", str(kept)]
+    assert call("-p", str(tmp_path / "plan.json"), "--chat", *given) == 1
+    err = capsys.readouterr().err
+    assert f"error: model: {sentence}" in err
+    assert "hint: continue a text with --prompt instead" in err
+    assert not kept.exists()
+
+
+def test_answers_to_lines_that_nobody_types_stand_below_them(
+    plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
+    assert call("-p", plan, "--chat", "--max-new-tokens", "3") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("> one\n")
+    assert out.count("\n> ") == out.count("\n> two\n") == 1
+
+
+def test_a_line_that_is_not_utf8_ends_the_conversation_not_its_report(
+    plan: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\xff\ntwo\n"), "utf-8"))
+    assert call("-p", plan, "--chat", "--max-new-tokens", "3", "--json") == 1
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["token_ids"]) == 3
+    assert "error: standard input: not UTF-8 text" in err
 
 
 def test_chat_refuses_what_is_not_utf8(

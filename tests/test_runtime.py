@@ -543,9 +543,18 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
     assert [first.draw(logits) for _ in range(9)] == [second.draw(logits) for _ in range(9)]
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}])
-def test_impossible_sampling_is_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"temperature": -1.0}, "temperature must be a number from 0 up, not -1.0"),
+        ({"temperature": math.inf}, "temperature must be a number from 0 up, not inf"),
+        ({"top_p": 0.0}, "top-p must be a number above 0 and up to 1, not 0.0"),
+        ({"top_p": math.nan}, "top-p must be a number above 0 and up to 1, not nan"),
+        ({"max_new_tokens": 0}, "tokens to generate must be at least 1, not 0"),
+    ],
+)
+def test_impossible_sampling_is_refused(settings: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
         Sampling(**settings)
 
 

@@ -1,5 +1,6 @@
 """`moeprof run`: run a model with its experts where a placement says."""
 
+import io
 import json
 import signal
 import sys
@@ -45,9 +46,10 @@ def run(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Of sampling, from 0 up; 0 is greedy.")] = 0.0,
     top_p: Annotated[
-        float, typer.Option(min=0.001, max=1.0, help="Draw from the likeliest tokens up to this.")
+        float,
+        typer.Option(help="Draw from the likeliest tokens up to this share, above 0 and up to 1."),
     ] = 1.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     dtype: Annotated[
@@ -119,14 +121,19 @@ def run(
         "store": store,
         "tell": lambda line: typer.echo(line, err=True),
     }
-    is_interrupted = False
+    is_interrupted, failure = False, None
     if replay is not None:
         report = _replay(plan, replay, model, options, quiet=as_json)
     else:
         text = prompt if prompt_file is None else read_text(prompt_file, "--prompt-file")
         session = _session(plan, model, options, text, compiled=not no_compile, quiet=as_json)
         if text is None:
-            is_interrupted = _chat(session, sampling, quiet=as_json)
+            try:
+                is_interrupted = _chat(session, sampling, quiet=as_json)
+            except MoeprofError as error:
+                if not session.generations:
+                    raise
+                failure = error  # told after the report of the turns before it
         else:
             with _ended_by_ctrl_c(session):
                 generation = session.generate(text, sampling, None if as_json else _write)
@@ -134,6 +141,8 @@ def run(
             is_interrupted = generation.is_interrupted
         report = session.report()
     _show(report, as_json)
+    if failure is not None:
+        raise failure
     if is_interrupted:
         raise typer.Exit(_EXIT_INTERRUPTED)
     if report.replay is not None and report.replay_is_exact and not report.replay.equal:
@@ -215,17 +224,25 @@ def _replay(
 def _chat(session: "Session", sampling: "Sampling", quiet: bool) -> bool:
     """Each line of standard input is a turn; its end ends the conversation, and so does Ctrl-C.
 
-    A turn that does not fit the context any more is left out.
+    A turn that does not fit the context any more is left out. Where nobody types them, turns are
+    written above their answers, so that these can be told apart.
 
     Returns:
         Whether it was Ctrl-C.
     """
     messages: list[dict[str, str]] = []
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A bad line is found when it is read, not with those before it.
+        sys.stdin.reconfigure(errors="surrogateescape")
+    is_typed = sys.stdin.isatty()
     try:
         while line := _read_line():
             if not line.strip():
                 continue
-            asked = [*messages, {"role": "user", "content": line.rstrip("\n")}]
+            line = line.rstrip("\n")
+            if not is_typed and not quiet:
+                typer.echo(f"> {line}")
+            asked = [*messages, {"role": "user", "content": line}]
             try:
                 with _ended_by_ctrl_c(session):
                     answer = session.reply(asked, sampling, None if quiet else _write)

@@ -29,12 +29,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        is_warm = 0 <= self.temperature < math.inf
-        if self.max_new_tokens < 1 or not is_warm or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "max_new_tokens must be positive, temperature finite and at least 0, top_p in "
-                f"(0, 1], got {self.max_new_tokens}, {self.temperature} and {self.top_p}"
-            )
+        if self.max_new_tokens < 1:
+            raise ValueError(f"tokens to generate must be at least 1, not {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number from 0 up, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top-p must be a number above 0 and up to 1, not {self.top_p}")
 
 
 class Sampler:

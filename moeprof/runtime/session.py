@@ -102,7 +102,7 @@ class Session:
             write: called with each piece of generated text as it comes.
 
         Raises:
-            UnsupportedModelError: the tokenizer has no chat template.
+            UnsupportedModelError: the tokenizer has no chat template, or it fails or refuses them.
             CapacityError: the conversation fills the planned context or that of the model.
         """
         return self._continue(self.prompts.conversation(messages), sampling, write)
