@@ -1,5 +1,6 @@
 """The page in a real browser: what it draws, asks for, and does when it is used."""
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from browsing import Browser, open_browser
 from builders import make_counts, make_metadata
+from matplotlib.image import imread
 from paging import (
     ATTACK,
     ROOT,
@@ -158,6 +160,46 @@ def test_a_phone_never_scrolls_sideways(
         )
         assert wide == []
         assert seen.messages == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_goes_on_says_so_at_the_edge(
+    browser: Browser, demo: Path, scheme: str
+) -> None:
+    """An arrow over a shade, where there is more; and the first column stays."""
+    cue = "one => getComputedStyle(one, '::after').content"
+    with browser.page(demo, color_scheme=scheme, **PHONE) as (page, seen):
+        wide = page.locator("#layers .wide").first
+        scroll, first = wide.locator(".scroll"), wide.locator("tbody th").first
+        assert wide.get_attribute("data-more") == "end"
+        assert "\u203a" in wide.evaluate(cue)
+        assert _edge(wide) != page.evaluate("getComputedStyle(document.body).backgroundColor")
+        left = first.bounding_box()["x"]
+        for place, expected in ((60, "start end"), (10_000, "start")):
+            scroll.evaluate(f"one => {{ one.scrollLeft = {place} }}")
+            page.wait_for_function(
+                "([one, said]) => one.dataset.more === said", arg=[wide.element_handle(), expected]
+            )
+            assert first.bounding_box()["x"] == left
+            assert wide.locator("thead th").first.bounding_box()["x"] == left
+        assert wide.evaluate(cue) == "none"
+        # A table in a folded part is measured once it is opened.
+        folded = page.locator("#coverage details").first
+        folded.locator("summary").click()
+        opened = folded.locator(".wide").element_handle()
+        page.wait_for_function("one => one.dataset.more === 'end'", arg=opened)
+        assert seen.messages == []
+    with browser.page(demo, color_scheme=scheme) as (page, _):
+        for one in page.locator(".wide:visible").all():
+            assert one.get_attribute("data-more") == ""
+            assert one.evaluate(cue) == "none"
+
+
+def _edge(element: Any) -> str:
+    """The colour of the last pixel of an element's middle, as CSS says it."""
+    image = imread(io.BytesIO(element.screenshot()))
+    red, green, blue = (round(255 * float(value)) for value in image[len(image) // 2, -1, :3])
+    return f"rgb({red}, {green}, {blue})"
 
 
 def test_pointing_at_a_cell_says_what_it_is(browser: Browser, demo: Path) -> None:

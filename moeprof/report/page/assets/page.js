@@ -47,6 +47,21 @@ function startTables() {
   }
 }
 
+/** Marks each table with the sides on which it goes on beyond what is seen. */
+function startScrolling() {
+  for (const scroll of document.querySelectorAll(".scroll")) {
+    const mark = () => {
+      const rest = scroll.scrollWidth - scroll.clientWidth - scroll.scrollLeft;
+      const sides = [scroll.scrollLeft > 1 ? "start" : "", rest > 1 ? "end" : ""];
+      scroll.parentElement.dataset.more = sides.join(" ").trim();
+    };
+    scroll.addEventListener("scroll", mark, { passive: true });
+    const observer = new ResizeObserver(mark);
+    observer.observe(scroll);
+    observer.observe(scroll.firstElementChild);
+  }
+}
+
 function sortTable(table, heading, column) {
   const isAscending = heading.getAttribute("aria-sort") === "descending";
   for (const other of table.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
@@ -86,4 +101,5 @@ function startPrinting(charts) {
 const charts = startCharts();
 startTheme(() => { for (const chart of charts) chart.draw(); });
 startTables();
+startScrolling();
 startPrinting(charts);
