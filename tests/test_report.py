@@ -306,7 +306,7 @@ def test_with_a_plan_the_verdict_is_that_of_the_plan(worthwhile: bool | None, mo
 
 
 def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
-    found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
+    found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(pieces=0)))
     assert (found.mood, found.headline) == ("good", "Pin it, at 7.8 KiB of VRAM")
     priced = "All speeds of this page are predicted for desk, measured."
     assert found.sentences == ("Pin the hot set.", priced, "Not known: how fast the drive is.")
@@ -321,7 +321,7 @@ def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
 
 @pytest.mark.parametrize("folds", [0, 5])
 def test_only_figures_that_are_held_out_are_of_new_text(folds: int) -> None:
-    inputs = inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(folds=folds))
+    inputs = inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(folds=folds, pieces=0))
     label = verdict(inputs).figures[-1].name
     assert label.startswith("of decode on new text" if folds else "of decode found")
     prose = strategies_section(inputs).prose[0]
@@ -360,14 +360,16 @@ def test_strategies_have_the_same_names_on_the_terminal_and_on_the_page() -> Non
     ("answer", "mood"), [("cache it", "good"), ("don't bother", "bad"), ("cannot tell", "open")]
 )
 def test_every_answer_has_its_mood(answer: str, mood: str) -> None:
-    advice = make_advice(finding=Finding(answer, None, "So it is.", ()), hardware=None)
+    advice = make_advice(pieces=0, finding=Finding(answer, None, "So it is.", ()), hardware=None)
     found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=advice))
     assert (found.mood, found.sentences[0]) == (mood, "So it is.")
     assert found.figures[1].value == "40.0"  # without a recommendation, the fastest of this world
 
 
 def test_strategies_stand_with_their_figures() -> None:
-    section = strategies_section(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
+    section = strategies_section(
+        inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(pieces=0))
+    )
     assert section.finding == (
         "In decode: a hot set 40.0 tokens/s, whole layers 20.0 tokens/s, an oracle 50.0 tokens/s."
     )

@@ -60,7 +60,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cells,
         make_metadata(cells.shape, cells.domains),
         placement=make_placement(tiers),
-        advice=make_advice(),
+        advice=make_advice(pieces=0),
     )
     return _written(tmp_path_factory.mktemp("large"), inputs)
 
