@@ -319,6 +319,17 @@ def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
     ]
 
 
+def test_whole_layers_that_did_best_are_not_set_against_themselves() -> None:
+    strategies = (make_strategy("all_ram", 10, -0.5, 0), make_strategy("whole_layers", 20, 0, 0.5))
+    finding = Finding("don't bother", None, "So it is.", ())
+    advice = make_advice(pieces=0, strategies=strategies, finding=finding)
+    figures = verdict(inputs_of({"text": COUNTS}, advice=advice)).figures
+    assert [(one.value, one.name) for one in figures] == [
+        ("20.0", "tokens/s in decode with whole layers"),
+        ("50 %", "of decode on new text found in VRAM by whole layers"),
+    ]
+
+
 @pytest.mark.parametrize("folds", [0, 5])
 def test_only_figures_that_are_held_out_are_of_new_text(folds: int) -> None:
     inputs = inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(folds=folds, pieces=0))

@@ -149,7 +149,7 @@ def _advice_figures(advice: Advice) -> tuple[Figure, ...]:
         return ()
     name, own = strategy_words(chosen), chosen.decode
     figures = []
-    if own.gain is not None:
+    if own.gain is not None and chosen.name != WHOLE_LAYERS:
         gain = signed_percent(own.gain)
         figures.append(Figure(*gain, f"tokens/s in decode with {name}, over whole layers"))
     if own.tokens_per_s is not None:
