@@ -114,6 +114,23 @@ def test_a_checkpoint_pays_for_its_kv_cache(
     assert document["hardware"] is None
 
 
+def test_the_usual_context_is_no_longer_than_the_models_and_a_longer_one_is_told(
+    run: Run,
+    trace: Path,  # noqa: F811
+    checkpoint: Checkpoint,  # noqa: F811
+) -> None:
+    limit = checkpoint.max_positions
+    assert limit is not None
+    usual = ("--model", checkpoint.path, "--vram", "1GB", "--device-context", 0, "--json")
+    code, out, err = run(trace, *usual)
+    assert (code, "longer than" in err) == (0, False)
+    assert json.loads(out)["budget"]["context_tokens"] == min(4096, limit)
+    code, out, err = run(trace, *usual, "--context", limit + 1)
+    assert code == 0
+    assert f"longer than the {limit} that the model was made for" in err
+    assert json.loads(out)["budget"]["context_tokens"] == limit + 1
+
+
 def test_a_sweep_is_tabled_and_drawn(run: Run, skewed: Path, machine: Path, tmp_path: Path) -> None:
     picture = tmp_path / "sweep.png"
     sweep = f"vram={DENSE + 4000}..{DENSE + 64_000}:4"

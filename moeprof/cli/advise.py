@@ -16,6 +16,7 @@ from moeprof.cli.machine import (
     vram_bytes,
 )
 from moeprof.cli.options import (
+    Context,
     DenseFormat,
     Force,
     Json,
@@ -24,6 +25,7 @@ from moeprof.cli.options import (
     TraceArgument,
     check_dense_format,
     check_format,
+    context_for,
     table_console,
 )
 
@@ -52,9 +54,7 @@ def advise(
     nvme: NvmeClass = None,
     weight_format: RunFormat = None,
     dense_format: DenseFormat = "stored",
-    context: Annotated[
-        int, typer.Option(min=1, max=2**24, help="Tokens the KV cache must hold.")
-    ] = 4096,
+    context: Context = None,
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Sequences the KV cache must hold.")
     ] = 1,
@@ -108,7 +108,7 @@ def advise(
         raise typer.BadParameter("without a machine a budget is needed: --vram 24GB")
     request = PlanRequest(
         vram_bytes=budget,
-        context_tokens=context,
+        context_tokens=context_for(context, model),
         batch_size=batch,
         device_context_bytes=device_context_bytes(device_context, profile),
         folds=folds,

@@ -13,6 +13,16 @@ _PLAIN_WIDTH = 120
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace directory.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that are there.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        min=1,
+        max=2**24,
+        help="Tokens the KV cache must hold. [default: 4096, or what the model was made for if "
+        "that is less]",
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")
 ]
@@ -83,3 +93,21 @@ def read_text(path: Path, option: str) -> str:
             f"{path}: not UTF-8 text, byte {error.start} is 0x{error.object[error.start]:02x}",
             f"convert it, as in: iconv -f latin1 -t utf-8 {path}",
         ) from error
+
+
+def context_for(context: int | None, model: str | None) -> int:
+    """Tokens of context to plan for: as asked, else as usual; only a checkpoint's needs torch.
+
+    A warning is shown where the model was made for fewer.
+    """
+    from moeprof.plan import PlanRequest
+
+    if model is None:
+        return PlanRequest(vram_bytes=0).context_tokens if context is None else context
+    from moeprof.checkpoint.facts import context_notes, usual_context
+
+    if context is None:
+        return usual_context(model)
+    for note in context_notes(model, context):
+        typer.echo(f"warning: {note}", err=True)
+    return context

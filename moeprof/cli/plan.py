@@ -16,6 +16,7 @@ from moeprof.cli.machine import (
     machine,
 )
 from moeprof.cli.options import (
+    Context,
     DenseFormat,
     Force,
     Json,
@@ -36,15 +37,7 @@ def plan(
     model: Annotated[str, typer.Option(help="Model directory or hub id that was traced.")],
     vram: Annotated[str, typer.Option(help="Budget for everything: 24GB, 22.5GiB, 900MB.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Placement file to write.")],
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=2**24,
-            help="Tokens the KV cache must hold. [default: 4096, or what the model was made for if "
-            "that is less]",
-        ),
-    ] = None,
+    context: Context = None,
     batch: Annotated[
         int, typer.Option(min=1, max=2**16, help="Sequences the KV cache must hold.")
     ] = 1,

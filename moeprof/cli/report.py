@@ -16,7 +16,7 @@ from moeprof.cli.machine import (
     machine,
     vram_bytes,
 )
-from moeprof.cli.options import Force, RunFormat, Seed, TraceArgument, check_format
+from moeprof.cli.options import Force, RunFormat, Seed, TraceArgument, check_format, context_for
 from moeprof.errors import CapacityError, TraceError
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ def report(
     context: Annotated[
         int | None,
         typer.Option(
-            min=1, max=2**24, help="Tokens the KV cache must hold. [default: of PLAN, 4096]"
+            min=1,
+            max=2**24,
+            help="Tokens the KV cache must hold. [default: that of PLAN, else 4096, or what the "
+            "model was made for if that is less]",
         ),
     ] = None,
     hardware: Hardware = None,
@@ -97,9 +100,13 @@ def report(
         budget = planned.total_bytes
     if budget is None and model is not None:
         raise typer.BadParameter("--model needs a budget: --vram 24GB, --plan, or a machine")
+    if context is None and planned is not None:
+        tokens = planned.context_tokens
+    else:
+        tokens = context_for(context, model)
     request = PlanRequest(
         vram_bytes=budget or 0,
-        context_tokens=context or (planned.context_tokens if planned else 4096),
+        context_tokens=tokens,
         batch_size=planned.batch_size if planned else 1,
         folds=folds,
         seed=seed,
