@@ -109,6 +109,7 @@ def make_advice(**changes: Any) -> Advice:
         "budget": budget,
         "num_cells": 8,
         "folds": 5,
+        "pieces": 0,
         "strategies": strategies,
         "finding": Finding("pin it", "hot_set", "Pin the hot set.", ("A slower card.",)),
         "break_even": BreakEven(0.6, 0.65, 12.5),

@@ -41,7 +41,7 @@ def test_a_page_has_the_speeds_of_one_machine_and_says_of_which(
     is_priced: bool,
 ) -> None:
     inputs = page_of(
-        placement=make_placement(hardware=planned), advice=make_advice(pieces=0, hardware=advised)
+        placement=make_placement(hardware=planned), advice=make_advice(hardware=advised)
     )
     said = f"All speeds of this page are predicted for {named}."
     assert verdict(inputs).sentences[1] == said
@@ -67,10 +67,10 @@ def test_without_a_machine_no_speed_is_spoken_of() -> None:
 def test_notes_on_speeds_of_the_plan_stand_beside_them_and_name_no_field(
     advised: HardwareOrigin,
 ) -> None:
-    notes = ("tokens_per_s is of a single sequence in decode; prefill is not priced", "all fits")
+    notes = ("tokens/s are of a single sequence in decode; prefill is not priced", "all fits")
     inputs = page_of(
         placement=make_placement(hardware=DESK, notes=notes),
-        advice=make_advice(pieces=0, hardware=advised),
+        advice=make_advice(hardware=advised),
     )
     said = about_section(inputs).prose
     assert "All fits." in said

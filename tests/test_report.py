@@ -215,7 +215,7 @@ def test_an_interval_that_says_nothing_is_not_shown_in_numbers() -> None:
     assert signed_percent(Estimate(0.329, -0.5, 1.2)) == ("+33 %", "-50 to 120")
     assert estimated_share(Estimate(0.56, -1.2, 2.3)).note == TOO_WIDE
     points = [SweepPoint(vram, 0, "cannot tell", (hot_set_at(wide),)) for vram in (1000, 2000)]
-    advice = make_advice(folds=5, pieces=0, sweep=tuple(points))
+    advice = make_advice(folds=5, sweep=tuple(points))
     chart = strategies_section(inputs_of({"text": COUNTS}, advice=advice)).charts[0]
     (line,) = chart.data["panels"][0]["lines"]
     assert line["y"] == [2926.0] * 2
@@ -306,7 +306,7 @@ def test_with_a_plan_the_verdict_is_that_of_the_plan(worthwhile: bool | None, mo
 
 
 def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
-    found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(pieces=0)))
+    found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
     assert (found.mood, found.headline) == ("good", "Pin it, at 7.8 KiB of VRAM")
     priced = "All speeds of this page are predicted for desk, measured."
     assert found.sentences == ("Pin the hot set.", priced, "Not known: how fast the drive is.")
@@ -322,7 +322,7 @@ def test_with_advice_the_verdict_is_that_of_the_advice() -> None:
 def test_whole_layers_that_did_best_are_not_set_against_themselves() -> None:
     strategies = (make_strategy("all_ram", 10, -0.5, 0), make_strategy("whole_layers", 20, 0, 0.5))
     finding = Finding("don't bother", None, "So it is.", ())
-    advice = make_advice(pieces=0, strategies=strategies, finding=finding)
+    advice = make_advice(strategies=strategies, finding=finding)
     figures = verdict(inputs_of({"text": COUNTS}, advice=advice)).figures
     assert [(one.value, one.name) for one in figures] == [
         ("20.0", "tokens/s in decode with whole layers"),
@@ -332,7 +332,7 @@ def test_whole_layers_that_did_best_are_not_set_against_themselves() -> None:
 
 @pytest.mark.parametrize("folds", [0, 5])
 def test_only_figures_that_are_held_out_are_of_new_text(folds: int) -> None:
-    inputs = inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(folds=folds, pieces=0))
+    inputs = inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(folds=folds))
     label = verdict(inputs).figures[-1].name
     assert label.startswith("of decode on new text" if folds else "of decode found")
     prose = strategies_section(inputs).prose[0]
@@ -356,7 +356,7 @@ def test_figures_of_a_single_document_are_never_of_new_text(folds: int, pieces: 
 
 
 def test_strategies_have_the_same_names_on_the_terminal_and_on_the_page() -> None:
-    advice = make_advice(folds=5, pieces=0)
+    advice = make_advice(folds=5)
     section = strategies_section(inputs_of({"text": COUNTS}, advice=advice))
     console = Console(width=120, file=io.StringIO())
     console.print(advice_tables(advice), highlight=False)
@@ -371,16 +371,14 @@ def test_strategies_have_the_same_names_on_the_terminal_and_on_the_page() -> Non
     ("answer", "mood"), [("cache it", "good"), ("don't bother", "bad"), ("cannot tell", "open")]
 )
 def test_every_answer_has_its_mood(answer: str, mood: str) -> None:
-    advice = make_advice(pieces=0, finding=Finding(answer, None, "So it is.", ()), hardware=None)
+    advice = make_advice(finding=Finding(answer, None, "So it is.", ()), hardware=None)
     found = verdict(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=advice))
     assert (found.mood, found.sentences[0]) == (mood, "So it is.")
     assert found.figures[1].value == "40.0"  # without a recommendation, the fastest of this world
 
 
 def test_strategies_stand_with_their_figures() -> None:
-    section = strategies_section(
-        inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice(pieces=0))
-    )
+    section = strategies_section(inputs_of({"text": skewed_counts(3, 2, 4)}, advice=make_advice()))
     assert section.finding == (
         "In decode: a hot set 40.0 tokens/s, whole layers 20.0 tokens/s, an oracle 50.0 tokens/s."
     )
@@ -469,7 +467,7 @@ def test_lines_that_lie_on_each_other_differ_in_width_or_dashes(tmp_path: Path) 
     """In pictures; in the page a browser tells."""
     figures = {
         "policies": policy_figure(make_simulation(tmp_path)),
-        "sweep": sweep_figure(make_advice(folds=5, pieces=0)),
+        "sweep": sweep_figure(make_advice(folds=5)),
     }
     for name, figure in figures.items():
         lines = [line for line in figure.axes[0].get_lines() if line.get_label()[0] != "_"]

@@ -60,7 +60,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cells,
         make_metadata(cells.shape, cells.domains),
         placement=make_placement(tiers),
-        advice=make_advice(pieces=0),
+        advice=make_advice(),
     )
     return _written(tmp_path_factory.mktemp("large"), inputs)
 
@@ -356,7 +356,7 @@ def test_curves_that_lie_on_each_other_are_told_apart(browser: Browser, tmp_path
     names = ("all_ram", "whole_layers", "any_experts", "hot_set", "cache", "hot_set_and_cache")
     same = tuple(make_strategy(name, 20.0, 0.0, 0.5) for name in (*names, "oracle"))
     sweep = tuple(SweepPoint(size, 0, "pin it", same) for size in (2**32, 2**33))
-    advice = make_advice(pieces=0, strategies=same, sweep=sweep)
+    advice = make_advice(strategies=same, sweep=sweep)
     counts = skewed_counts(3, 2, 4)
     inputs = inputs_of({"text": counts}, {"text": counts}, advice=advice)
     script = """svg => [...svg.querySelectorAll('path[fill="none"]')].map(path => [

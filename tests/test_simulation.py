@@ -1,17 +1,23 @@
+import io
 import json
+import re
 from dataclasses import replace
 
+import foreign
 import numpy as np
 import pytest
 from builders import make_block, make_shape, make_trace
 from planning import make_hardware
 from replaying import make_routed
+from rich.console import Console
 
 from moeprof.errors import CapacityError, TraceError
+from moeprof.interop import Facts, import_trace
 from moeprof.plan.simulation import SimulationRequest, simulate
 from moeprof.plan.trace_facts import expert_bytes_in
 from moeprof.policies import parse_policy
 from moeprof.report.policy_figure import policy_figure
+from moeprof.report.simulation_tables import simulation_tables
 from moeprof.trace.origin import Origin
 
 SHAPE = make_shape(moe_layers=(0, 1), num_experts=4, top_k=1, expert_bytes=1000)
@@ -193,3 +199,19 @@ def test_the_figure_shows_speed_where_it_is_priced(tmp_path):
     assert axes.get_title(loc="left") == "decode: tokens/s, predicted"
     (line,) = axes.get_lines()
     assert line.get_ydata().tolist() == found.rows["tokens_per_s"].tolist()
+
+
+def test_without_the_bytes_of_an_expert_sizes_are_in_experts(tmp_path):
+    file = foreign.tok_layers(tmp_path / "a.jsonl", foreign.make_routing(30))
+    facts = Facts(num_experts=foreign.NUM_EXPERTS, top_k=foreign.TOP_K, phase="decode")
+    trace = import_trace("tok-layers", [file], tmp_path / "trace", facts)
+    half = trace.shape.num_cells // 2
+    found = simulate(trace, request("lru", budgets=(0, half), held_out=False))
+    assert not found.has_bytes
+    assert found.size_text(half) == f"{half} experts"
+    assert "no expert fits into 0 experts: the smallest has 1 expert" in found.notes
+    console = Console(width=120, file=io.StringIO())
+    console.print(simulation_tables(found))
+    text = console.file.getvalue()
+    assert f"{half} experts" in text
+    assert not re.search(r"\d (B|KiB)\b", text)

@@ -49,7 +49,8 @@ def _caches(evaluated: Evaluated) -> str:
         words = "the cache"
     else:
         words = f"the best of {len(situation.policies)} caches is chosen on "
-        other = "other documents than it is scored on,"
+        text = "pieces" if situation.pieces else "documents"
+        other = f"other {text} than it is scored on,"
         words += other if situation.split.num_folds else "the text that it is scored on,"
     return f"{words} begins with the hot set, and goes on from document to document as traced"
 

@@ -227,7 +227,7 @@ def _notes(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:
 
 
 def _notes_on_speed(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[str]:
-    unknown = "tokens_per_s is not predicted"
+    unknown = "tokens/s are not predicted"
     if clocks.decode is None:
         yield f"{unknown}: no hardware profile was given"
     elif not trace.has_rows:
@@ -235,8 +235,8 @@ def _notes_on_speed(trace: Trace, problem: Problem, clocks: Clocks) -> Iterator[
     elif {"order", "phase"} & set(trace.metadata.missing):
         yield f"{unknown}: the trace does not say the order or the phase of its tokens"
     else:
-        yield "tokens_per_s is of a single sequence"
+        yield "tokens/s are of a single sequence"
         if not problem.has("decode"):
             yield f"{unknown} for decode: the trace has no decode tokens"
         if clocks.prefill is None and problem.has("prefill"):
-            yield f"{unknown} for prefill: the hardware profile has no expert_batch_time"
+            yield f"{unknown} for prefill: the hardware profile has no times of many tokens"

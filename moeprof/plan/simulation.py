@@ -93,6 +93,7 @@ class Simulation:
         working_set_bytes: by phase, bytes of experts that one step looks up, in the median.
         warnings: policies that do worse than arbitrary experts, and where that starts.
         notes: how it was replayed.
+        has_bytes: whether the trace says what an expert takes; without, one counts as a byte.
     """
 
     trace: str
@@ -101,12 +102,18 @@ class Simulation:
     working_set_bytes: dict[str, int]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    has_bytes: bool = True
+
+    def size_text(self, num_bytes: float) -> str:
+        """A size in words: in bytes, or in experts where their bytes are not known."""
+        return format_size(num_bytes) if self.has_bytes else _in_experts(num_bytes)
 
     def to_json(self) -> str:
         """One JSON document; NaN becomes null."""
         rows = json.loads(self.rows.to_json(orient="records", double_precision=15))
         document = {
             "trace": self.trace,
+            "has_bytes": self.has_bytes,
             "total_bytes": self.total_bytes,
             "rows": rows,
             "working_set_bytes": self.working_set_bytes,
@@ -150,6 +157,7 @@ def simulate(trace: Trace, request: SimulationRequest) -> Simulation:
         working_set_bytes=replays.working_set_bytes,
         warnings=tuple(_cliffs(table, replays)),
         notes=tuple(_notes(trace, request, replays)),
+        has_bytes=replays.has_bytes,
     )
 
 
@@ -195,6 +203,8 @@ class _Replays:
         self.routed = Routed(accesses, group, num_groups)
         self.lookups = self.routed.sums(accesses.lookups)
         self.splits = _resamples(self.lookups, cells.group_domain, request.seed)
+        self.has_bytes = "expert_bytes" not in trace.metadata.missing
+        self.size_text = format_size if self.has_bytes else _in_experts
         self.expert_bytes = expert_bytes_in(trace.shape, request.weight_format)
         self.cell_bytes = cell_bytes(self.expert_bytes, trace.shape.num_experts)
         self.clocks = self._clocks(trace.shape)
@@ -307,14 +317,14 @@ def _cliffs(rows: pd.DataFrame, replays: "_Replays") -> Iterator[str]:
         if worst["policy"] in replays.foreseeing or replays.num_steps(phase) < 2:
             continue
         text = (
-            f"{worst['policy']}, {phase}: hits {worst['hit_rate']:.1%} at {format_size(budget)}, "
-            f"where arbitrary experts would hit {worst['floor']:.1%}"
+            f"{worst['policy']}, {phase}: hits {worst['hit_rate']:.1%} at "
+            f"{replays.size_text(budget)}, where arbitrary experts would hit {worst['floor']:.1%}"
         )
         if budget < needed:
             step = "token" if phase == "decode" else "prompt"
             text += (
-                f"; the cliff starts below {format_size(needed)}, what one {step} looks up: a "
-                "smaller cache has given an expert up before it comes round again"
+                f"; the cliff starts below {replays.size_text(needed)}, what one {step} looks up: "
+                "a smaller cache has given an expert up before it comes round again"
             )
         yield text
 
@@ -333,7 +343,7 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
         yield "lists of cells are in VRAM from the start: loading them is not counted as read"
     where = "starts anew with each document" if request.restart else "goes on across documents"
     yield f"{format_count(documents, 'document')}; the cache {where}"
-    yield from _notes_on_budgets(request.budgets, replays.cell_bytes)
+    yield from _notes_on_budgets(request.budgets, replays)
     few = [
         phase
         for index, phase in enumerate(PHASES)
@@ -359,19 +369,23 @@ def _notes(trace: Trace, request: SimulationRequest, replays: _Replays) -> Itera
         yield "where documents begin is not known; the trace counts as it is divided"
 
 
-def _notes_on_budgets(budgets: tuple[int, ...], cell_bytes: NDArray[np.int64]) -> Iterator[str]:
-    """Budgets that hold nothing, or everything, of cells of these bytes [L, E]."""
-    nothing = [format_size(one) for one in budgets if one < cell_bytes.min()]
-    everything = [format_size(one) for one in budgets if one >= cell_bytes.sum()]
+def _notes_on_budgets(budgets: tuple[int, ...], replays: "_Replays") -> Iterator[str]:
+    """Budgets that hold nothing, or everything."""
+    smallest, total = int(replays.cell_bytes.min()), int(replays.cell_bytes.sum())
+    text = replays.size_text
+    nothing = [text(one) for one in budgets if one < smallest]
+    everything = [text(one) for one in budgets if one >= total]
     if nothing:
-        yield f"no expert fits into {', '.join(nothing)}: the smallest has " + format_size(
-            int(cell_bytes.min())
-        )
+        yield f"no expert fits into {', '.join(nothing)}: the smallest has {text(smallest)}"
     if everything:
         yield (
             f"all experts fit into {', '.join(everything)}: a cache that begins empty misses each "
             "of them once"
         )
+
+
+def _in_experts(number: float) -> str:
+    return f"{number:,.4g} expert{'' if number == 1 else 's'}"
 
 
 def _notes_on_speed(

@@ -30,13 +30,14 @@ def policy_figure(simulation: Simulation) -> Figure:
     phases = list(dict.fromkeys(rows["phase"]))
     priced = rows[(rows["phase"] == "decode") & rows["tokens_per_s"].notna()]
     columns = len(phases) + bool(len(priced))
+    total = f" ({format_size(simulation.total_bytes)})" if simulation.has_bytes else ""
     figure = Figure(figsize=(2.4 + 4.6 * columns, 4.9), layout="constrained")
     panels = figure.subplots(1, columns, squeeze=False)[0]
     for axes, phase in zip(panels, phases, strict=False):
         _draw_hits(axes, rows[rows["phase"] == phase])
         step = "token" if phase == "decode" else "prompt"
         needed = simulation.working_set_bytes[phase]
-        words = f"one {step}: {format_size(needed)}"
+        words = f"one {step}: {simulation.size_text(needed)}"
         _mark_working_set(axes, needed / simulation.total_bytes, words)
         axes.set_title(f"{phase}: share of lookups that hit", loc="left", fontsize=11)
     if len(priced):
@@ -46,7 +47,7 @@ def policy_figure(simulation: Simulation) -> Figure:
     for axes in panels:
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel(f"share of all experts ({format_size(simulation.total_bytes)}) in VRAM")
+        axes.set_xlabel(f"share of all experts{total} in VRAM")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from moeprof.plan.simulation import Simulation
 from moeprof.report.table_parts import is_too_wide
-from moeprof.units import format_size
 
 _UNKNOWN = "-"
 _KEY = (
@@ -25,22 +24,29 @@ def simulation_tables(simulation: Simulation) -> RenderableType:
     parts: list[RenderableType] = []
     for phase in dict.fromkeys(simulation.rows["phase"]):
         rows = simulation.rows[simulation.rows["phase"] == phase]
-        parts += _phase_tables(str(phase), rows)
+        parts += _phase_tables(simulation, str(phase), rows)
     parts.append(Text(_KEY, style="dim"))
     parts += [Text(f"note: {note}") for note in simulation.notes]
     return Group(*parts)
 
 
-def _phase_tables(phase: str, rows: pd.DataFrame) -> Iterator[Table]:
-    yield _table(f"{phase}: hit rate in percent", rows, _hit_rate, chance=True)
+def _phase_tables(simulation: Simulation, phase: str, rows: pd.DataFrame) -> Iterator[Table]:
+    def copied(row: pd.Series) -> str:
+        return simulation.size_text(row["bytes_read"] / row["tokens"])
+
+    yield _table(simulation, f"{phase}: hit rate in percent", rows, _hit_rate, chance=True)
     if rows["bytes_read"].any():
-        yield _table(f"{phase}: copied per token", rows, _copied)
+        yield _table(simulation, f"{phase}: copied per token", rows, copied)
     if rows["tokens_per_s"].notna().any():
-        yield _table(f"{phase}: tokens/s", rows, _speed)
+        yield _table(simulation, f"{phase}: tokens/s", rows, _speed)
 
 
 def _table(
-    title: str, rows: pd.DataFrame, cell: Callable[[pd.Series], str], chance: bool = False
+    simulation: Simulation,
+    title: str,
+    rows: pd.DataFrame,
+    cell: Callable[[pd.Series], str],
+    chance: bool = False,
 ) -> Table:
     """A row for each budget, a column for each policy."""
     policies = list(dict.fromkeys(rows["policy"]))
@@ -51,7 +57,7 @@ def _table(
     for budget, group in rows.groupby("budget_bytes", sort=True):
         by_policy = group.set_index("policy")
         first = group.iloc[0]
-        lead = [format_size(float(str(budget))), f"{100 * first['budget_share']:.3g} %"]
+        lead = [simulation.size_text(float(str(budget))), f"{100 * first['budget_share']:.3g} %"]
         if chance:
             lead.append(f"{100 * first['floor']:.1f}")
         table.add_row(*lead, *(cell(by_policy.loc[policy]) for policy in policies))
@@ -60,10 +66,6 @@ def _table(
 
 def _hit_rate(row: pd.Series) -> str:
     return f"{100 * row['hit_rate']:.1f}{_half(row, 'hit_rate', 100)}"
-
-
-def _copied(row: pd.Series) -> str:
-    return format_size(row["bytes_read"] / row["tokens"])
 
 
 def _speed(row: pd.Series) -> str:

@@ -31,11 +31,10 @@ def about_section(inputs: PageInputs) -> Section:
 def _of_plan(inputs: PageInputs) -> Iterator[str]:
     """The notes of the plan, on its speeds only where they stand on the page."""
     for note in () if inputs.placement is None else inputs.placement.notes:
-        if not note.startswith("tokens_per_s"):
+        if not note.startswith("tokens/s"):
             yield sentence(note)
         elif inputs.is_plan_priced:
-            words = note.replace("tokens_per_s is", "tokens/s are")
-            yield f"Of the plan: {words.replace('expert_batch_time', 'times of many tokens')}."
+            yield f"Of the plan: {note}."
 
 
 def _origin(inputs: PageInputs) -> tuple[str, ...]:
