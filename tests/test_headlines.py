@@ -82,9 +82,11 @@ def test_enough_or_how_much_is_missing():
     short = {"half_width": 0.034, "loss": 0.002, "more_documents": 1200, "more_tokens": 96_000}
     row = pd.Series({"enough": False} | short)
     assert enough(row, 0.02) == (
-        "Too short to decide to ±2.0 points: coverage is known to ±3.4; about 1,200 more "
-        "documents (96,000 tokens) are needed."
+        "Too short to decide to ±2.0 points: coverage is known to ±3.4; it takes about "
+        "1,200 more documents (96,000 tokens)."
     )
+    one = pd.Series({"enough": False} | short | {"more_documents": 1})
+    assert enough(one, 0.02).endswith("it takes about 1 more document (96,000 tokens).")
     done = {"half_width": 0.011, "loss": 0.002, "more_documents": 0, "more_tokens": 0}
     assert enough(pd.Series({"enough": True} | done), 0.02) == (
         "Long enough to decide: coverage is known to ±1.1 points, and more text would add 0.2."

@@ -8,6 +8,7 @@ import pandas as pd
 
 from moeprof.analyze import OVERALL, Analysis
 from moeprof.report.table_parts import percent, points, spelled
+from moeprof.units import format_count
 
 
 def headlines(analysis: Analysis, phase: str) -> Iterator[tuple[str, str]]:
@@ -234,8 +235,9 @@ def enough(row: "pd.Series[Any]", tolerance: float) -> str:
             f"more text would add {points(row['loss'])}."
         )
     known = f"coverage is known to ±{points(row['half_width'])}"
-    more = f"{row['more_documents']:,} more documents ({row['more_tokens']:,} tokens)"
-    return f"Too short to decide to {within}: {known}; about {more} are needed."
+    more = format_count(int(row["more_documents"]), "more document")
+    tokens = format_count(int(row["more_tokens"]), "token")
+    return f"Too short to decide to {within}: {known}; it takes about {more} ({tokens})."
 
 
 def places(row: "pd.Series[Any]") -> str:

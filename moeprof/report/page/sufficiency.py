@@ -52,8 +52,8 @@ def _finding(inputs: PageInputs) -> str:
     if pd.isna(row["more_documents"]):
         return f"{documents} too few to say how many more are needed."
     return (
-        f"{documents} not enough: about {row['more_documents']:,.0f} more are needed to know "
-        f"the coverage of {row['phase']} to within {points}."
+        f"{documents} not enough: it takes about {row['more_documents']:,.0f} more to know the "
+        f" coverage of {row['phase']} to within {points}."
     )
 
 
