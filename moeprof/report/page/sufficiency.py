@@ -53,7 +53,7 @@ def _finding(inputs: PageInputs) -> str:
         return f"{documents} too few to say how many more are needed."
     return (
         f"{documents} not enough: it takes about {row['more_documents']:,.0f} more to know the "
-        f" coverage of {row['phase']} to within {points}."
+        f"coverage of {row['phase']} to within {points}."
     )
 
 
