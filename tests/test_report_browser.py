@@ -111,7 +111,7 @@ def _cell(text: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["demo", "large"])
+@pytest.mark.parametrize("name", ["demo", pytest.param("large", marks=pytest.mark.all)])
 def test_all_charts_are_drawn_without_a_complaint_or_a_request(
     browser: Browser, name: str, scheme: str, request: pytest.FixtureRequest
 ) -> None:
@@ -143,7 +143,7 @@ def test_dark_and_light_follow_the_system_and_the_button(browser: Browser, demo:
     assert found["light"][0][0] != found["dark"][0][0]
 
 
-@pytest.mark.parametrize("name", ["demo", "large"])
+@pytest.mark.parametrize("name", ["demo", pytest.param("large", marks=pytest.mark.all)])
 def test_a_phone_never_scrolls_sideways(
     browser: Browser, name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -233,6 +233,7 @@ def test_the_map_changes_with_phase_text_and_order(browser: Browser, demo: Path)
         assert "rank in the layer\t1 of 32" in text
 
 
+@pytest.mark.all
 def test_the_map_zooms_by_button_and_wheel_and_moves(browser: Browser, large: Path) -> None:
     with browser.page(large) as (page, seen):
         chart = page.locator('[data-chart="experts"]')
@@ -267,6 +268,7 @@ def _moved(page: Any, share: float) -> tuple[float, float]:
     return box["x"] + LEFT + (0.5 + share) * width, box["y"] + TOP + 0.5 * height
 
 
+@pytest.mark.all
 def test_labels_of_layers_keep_apart_and_are_all_there_once_there_is_room(
     browser: Browser, large: Path
 ) -> None:
@@ -287,6 +289,7 @@ def test_labels_of_layers_keep_apart_and_are_all_there_once_there_is_room(
         assert canvas.evaluate(script) in (12, 13)
 
 
+@pytest.mark.all
 def test_a_wheel_without_control_scrolls_the_page(browser: Browser, large: Path) -> None:
     with browser.page(large) as (page, _):
         _point(page, "experts", 0.5, 0.5)
@@ -301,6 +304,7 @@ def test_a_wheel_without_control_scrolls_the_page(browser: Browser, large: Path)
         assert zoom.is_disabled()
 
 
+@pytest.mark.all
 def test_one_finger_scrolls_the_page_and_moves_the_map_once_it_is_zoomed(
     browser: Browser, demo: Path
 ) -> None:
@@ -407,6 +411,7 @@ def test_without_scripts_verdict_and_tables_remain(browser: Browser, demo: Path)
         assert page.locator("#coverage table").first.is_visible()
 
 
+@pytest.mark.all
 def test_paper_is_light_and_shows_every_table(browser: Browser, demo: Path) -> None:
     with browser.page(demo, color_scheme="dark") as (page, _):
         dark = page.evaluate("getComputedStyle(document.body).color")
