@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def test_chat_answers_each_line_with_its_history(
     assert document["phases"]["prefill"]["tokens"] > 2 * first + second
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C is heeded, also where the tests were started by a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupting(io.StringIO):
     """Standard output that gets Ctrl-C pressed when it is first written to."""
 
@@ -93,6 +102,7 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
+@pytest.mark.usefixtures("heeded")
 def test_ctrl_c_ends_the_text_and_reports_what_there_is(
     plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +116,7 @@ def test_ctrl_c_ends_the_text_and_reports_what_there_is(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("heeded")
 def test_a_second_ctrl_c_ends_the_program(
     plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +130,7 @@ def test_a_second_ctrl_c_ends_the_program(
     assert "hit rate" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("heeded")
 def test_ctrl_c_between_two_turns_reports_the_conversation(
     plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
